@@ -1,0 +1,20 @@
+/* What hotlist.c and hotlist_verify.c share. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+struct cli_args;
+struct hotlist;
+
+/* PATH as users name lists: "-" is standard input, a pipe is read to its end, and a file that isn't there is noted on stderr. */
+int hotlist_cli_load(const struct cli_args *args, const char *path, struct hotlist **ret, struct error *err);
+
+/* "4096", "0x1000", "512M": bytes. False where TEXT is no such number or over 64 bits. */
+bool hotlist_cli_parse_size(const char *text, uint64_t *ret);
+bool hotlist_cli_page_size_ok(uint64_t page_size);
+
+/* The action `verify`. */
+int hotlist_cli_verify(const struct cli_args *args);

@@ -1,0 +1,130 @@
+/* faultline template: memory images that forks start from. */
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/api_client.h"
+#include "cli/cli.h"
+#include "cli/client.h"
+#include "cli/options.h"
+
+static void print_template(const json_t *template)
+{
+	char size[32];
+
+	cli_format_size((uint64_t)client_number(template, "memory_size"), size, sizeof size);
+	printf("name      %s\n", client_string(template, "name", "-"));
+	printf("memory    %s (%s)\n", client_string(template, "memory", "-"), size);
+	printf("state     %s\n", client_string(template, "state", "-"));
+	printf("hot list  %s\n", client_string(template, "hot_list", "-"));
+	if (!json_is_null(json_object_get(template, "inject")))
+		printf("inject    %s\n", client_string(template, "inject", "-"));
+	printf("forks     %.0f live, %.0f waiting\n", client_number(template, "forks_live"),
+	       client_number(template, "forks_waiting"));
+}
+
+static void print_templates(const json_t *templates)
+{
+	static const char *const headings[] = { "NAME", ">SIZE", ">LIVE", ">WAITING", "MEMORY", "HOT LIST" };
+	struct cli_table *table = cli_table_new(headings, sizeof headings / sizeof *headings);
+	const json_t *template;
+	size_t i;
+
+	if (!table)
+		return;
+	json_array_foreach(templates, i, template) {
+		char size[32];
+
+		cli_format_size((uint64_t)client_number(template, "memory_size"), size, sizeof size);
+		cli_table_cell(table, "%s", client_string(template, "name", "-"));
+		cli_table_cell(table, "%s", size);
+		cli_table_cell(table, "%.0f", client_number(template, "forks_live"));
+		cli_table_cell(table, "%.0f", client_number(template, "forks_waiting"));
+		cli_table_cell(table, "%s", client_string(template, "memory", "-"));
+		cli_table_cell(table, "%s", client_string(template, "hot_list", "-"));
+	}
+	cli_table_print(table);
+}
+
+static int run_add(const struct cli_args *args)
+{
+	_cleanup_client_call_ struct client_call call = { .args = args };
+
+	if (!cli_value(args, "memory"))
+		return cli_usage_error(args, "--memory FILE is missing");
+	client_add_string(&call, "name", args->arguments[0]);
+	client_add_path(&call, "memory", cli_value(args, "memory"));
+	client_add_path(&call, "state", cli_value(args, "state"));
+	client_add_path(&call, "hot_list", cli_value(args, "hot-list"));
+	client_add_string(&call, "inject", cli_value(args, "inject"));
+	if (client_call(&call, "POST", "/v1/templates", API_TIMEOUT_S) < 0)
+		return client_fail(&call);
+	if (args->json)
+		return client_print_reply(&call);
+
+	char size[32];
+
+	cli_format_size((uint64_t)client_number(call.reply.json, "memory_size"), size, sizeof size);
+	printf("added template %s (%s)\n", args->arguments[0], size);
+	return cli_finish_output();
+}
+
+static int run_list(const struct cli_args *args)
+{
+	_cleanup_client_call_ struct client_call call = { .args = args };
+
+	if (client_call(&call, "GET", "/v1/templates", API_TIMEOUT_S) < 0)
+		return client_fail(&call);
+	if (args->json)
+		return client_print_reply(&call);
+	print_templates(json_object_get(call.reply.json, "templates"));
+	return cli_finish_output();
+}
+
+static int run_show(const struct cli_args *args)
+{
+	_cleanup_client_call_ struct client_call call = { .args = args };
+
+	if (client_call_named(&call, "GET", "/v1/templates/", args->arguments[0], "", API_TIMEOUT_S) < 0)
+		return client_fail(&call);
+	if (args->json)
+		return client_print_reply(&call);
+	print_template(call.reply.json);
+	return cli_finish_output();
+}
+
+static int run_remove(const struct cli_args *args)
+{
+	_cleanup_client_call_ struct client_call call = { .args = args };
+
+	if (client_call_named(&call, "DELETE", "/v1/templates/", args->arguments[0], "", API_TIMEOUT_S) < 0)
+		return client_fail(&call);
+	return EXIT_OK;
+}
+
+static const struct cli_option add_options[] = {
+	{ "memory", 0, "FILE", "the memory image; it must not change as long as the template exists" },
+	{ "state", 0, "FILE", "the VMM's own state that belongs to it: kept with the template, never read" },
+	{ "hot-list", 0, "LIST", "what its forks prefetch where they don't say otherwise" },
+	{ "inject", 0, "SPEC", "a test aid: makes reads of the image fail or wait, like delay=5ms,error=0x1000+0x2000" },
+	{ 0 },
+};
+
+static const struct cli_action actions[] = {
+	{ "add", "NAME", "make a memory image a template", NULL, add_options, run_add, true },
+	{ "list", "", "all templates, by name", NULL, NULL, run_list, true },
+	{ "show", "NAME", "one template", NULL, NULL, run_show, true },
+	{ "remove", "NAME", "forget a template that no fork uses; its files stay", NULL, NULL, run_remove, true },
+	{ 0 },
+};
+
+int cli_template(int argc, char **argv)
+{
+	static const struct cli_command command = {
+		.name = "template",
+		.summary = "Templates: memory images that forks start from.",
+		.details = "Names have 1 to 64 of A-Z a-z 0-9 . _ - and start with neither '.' nor '-'.",
+		.actions = actions,
+	};
+
+	return cli_run(&command, argc, argv);
+}

@@ -1,0 +1,113 @@
+/* Templates and forks as JSON: see encode.h. */
+#include "control/encode.h"
+
+#include "control/utf8.h"
+
+/* Milliseconds with the microseconds behind the point: what a person reads, and no more digits than were measured. */
+static json_t *encode_ms(uint64_t ns)
+{
+	return json_real((double)((ns + 500) / 1000) / 1e3);
+}
+
+static json_t *encode_us(uint64_t ns)
+{
+	return json_real((double)ns / 1e3);
+}
+
+/* A moment in a fork's life: null until it has come. */
+static json_t *encode_moment(uint64_t ns)
+{
+	return ns ? encode_ms(ns) : json_null();
+}
+
+static json_t *encode_count(uint64_t n)
+{
+	return json_integer((json_int_t)n);
+}
+
+json_t *encode_template(const struct template_info *info)
+{
+	return json_pack("{s:s,s:o,s:o,s:o,s:o,s:o,s:i,s:i}", "name", info->name, "memory", utf8_json(info->memory),
+			 "memory_size", encode_count(info->memory_size), "state", utf8_json(info->state), "hot_list",
+			 utf8_json(info->hot_list), "inject", utf8_json(info->inject), "forks_live",
+			 (int)info->forks_live, "forks_waiting", (int)info->forks_waiting);
+}
+
+static json_t *encode_regions(const struct fork_info *info)
+{
+	json_t *list = json_array();
+
+	for (size_t i = 0; i < info->region_count; i++) {
+		const struct fork_region_info *region = &info->regions[i];
+		json_t *row = json_pack("{s:o,s:o,s:o,s:o}", "address", encode_count(region->address), "size",
+					encode_count(region->size), "offset", encode_count(region->offset), "page_size",
+					encode_count(region->page_size));
+
+		if (json_array_append_new(list, row) < 0) {
+			json_decref(list);
+			return NULL;
+		}
+	}
+	return list;
+}
+
+/* What the fork is, and where it stands. */
+static json_t *encode_identity(const struct fork_info *info)
+{
+	return json_pack("{s:s,s:s,s:s,s:o,s:o,s:o,s:o,s:o,s:b,s:s,s:s,s:o,s:s}", "id", info->id, "template",
+			 info->template, "state", fork_state_name(info->state), "error", utf8_json(info->error), "socket",
+			 utf8_json(info->socket), "pid", info->pid > 0 ? json_integer(info->pid) : json_null(),
+			 "handshake", utf8_json(info->handshake), "pager_cpu",
+			 info->pager_cpu >= 0 ? json_integer(info->pager_cpu) : json_null(), "record", info->record,
+			 "prefetch", prefetch_mode_name(info->prefetch), "prefetch_state",
+			 prefetch_state_name(info->prefetch_state), "hot_list", utf8_json(info->hot_list),
+			 "observe_tier", OBSERVE_TIER_NONE);
+}
+
+/* The counters and times, one row each: a name in JSON, how it is written, where it is. */
+static int encode_numbers(json_t *fork, const struct fork_info *info)
+{
+	const struct {
+		const char *name;
+		json_t *(*encode)(uint64_t);
+		uint64_t value;
+	} rows[] = {
+		{ "faults", encode_count, info->faults },
+		{ "copied_pages", encode_count, info->copied_pages },
+		{ "zeroed_pages", encode_count, info->zeroed_pages },
+		{ "prefetched_pages", encode_count, info->prefetched_pages },
+		{ "prefetch_present_pages", encode_count, info->prefetch_present_pages },
+		{ "prefetch_removed_pages", encode_count, info->prefetch_removed_pages },
+		{ "prefetch_ms", encode_ms, info->prefetch_ns },
+		{ "removed_pages", encode_count, info->removed_pages },
+		{ "recorded_pages", encode_count, info->recorded_pages },
+		{ "poisoned_pages", encode_count, info->poisoned_pages },
+		{ "deferred_faults", encode_count, info->deferred_faults },
+		{ "slow_faults", encode_count, info->slow_faults },
+		{ "stall_ms", encode_ms, info->stall_ns },
+		{ "stall_p50_us", encode_us, info->stall_p50_ns },
+		{ "stall_p99_us", encode_us, info->stall_p99_ns },
+		{ "stall_max_us", encode_us, info->stall_max_ns },
+		{ "connected_ms", encode_moment, info->connected_ns },
+		{ "ready_ms", encode_moment, info->ready_ns },
+		{ "gone_ms", encode_moment, info->gone_ns },
+	};
+
+	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+		if (json_object_set_new(fork, rows[i].name, rows[i].encode(rows[i].value)) < 0)
+			return -1;
+	return 0;
+}
+
+json_t *encode_fork(const struct fork_info *info)
+{
+	json_t *fork = encode_identity(info);
+
+	if (!fork)
+		return NULL;
+	if (encode_numbers(fork, info) < 0 || json_object_set_new(fork, "regions", encode_regions(info)) < 0) {
+		json_decref(fork);
+		return NULL;
+	}
+	return fork;
+}

@@ -1,0 +1,263 @@
+#include "prefetch/engine.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/clock.h"
+
+/* A worker's buffer: one huge page, or many small ones. */
+#define BUFFER_SIZE (2u << 20)
+
+/* Pages a call: the pager waits for at most one call, so steps are small while the guest asks for pages, larger when it does not. */
+#define STEP_MIN 16
+#define STEP_MAX 256
+
+/* How many pages of one fork before the next fork's turn. */
+#define SLICE_PAGES 1024
+
+/* A guest that is changing its memory map lets nothing in; it does not say when that is over. */
+#define RETRY_NS (1 * NSEC_PER_MSEC)
+
+struct prefetch_engine {
+	pthread_mutex_t lock;
+	pthread_cond_t wanted;
+	struct prefetch_job *queue, **queue_tail; /* under lock */
+	_Atomic bool stopping;
+	unsigned worker_count;
+	pthread_t workers[];
+};
+
+static void count(_Atomic uint64_t *counter, uint64_t n)
+{
+	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+
+/* Pages of the current run that one call may take, chosen by whether the guest has asked for pages since the last. */
+static uint64_t choose_step(struct prefetch_job *job, uint64_t page_size)
+{
+	uint64_t demands = atomic_load_explicit(&job->memory->demands, memory_order_relaxed);
+
+	if (demands != job->demands_seen)
+		job->step = STEP_MIN;
+	else if (job->step < STEP_MAX)
+		job->step *= 2;
+	job->demands_seen = demands;
+
+	uint64_t fits = BUFFER_SIZE / page_size;
+	return job->step < fits ? job->step : fits;
+}
+
+/* Skips pages that need nothing from the place where the job stands, and counts them. */
+static uint64_t skip_settled(struct prefetch_job *job, const struct plan_run *run)
+{
+	uint64_t page = run->page + job->at;
+
+	switch (page_states_get(job->memory->states, page)) {
+	case PAGE_REMOVED: {
+		uint64_t n = page_states_run(job->memory->states, page, run->count - job->at, PAGE_REMOVED);
+		count(&job->removed, n);
+		return n;
+	}
+	case PAGE_THERE: {
+		uint64_t n = page_states_run(job->memory->states, page, run->count - job->at, PAGE_THERE);
+		count(&job->present, n);
+		return n;
+	}
+	case PAGE_COMING:
+		count(&job->present, 1);
+		return 1;
+	default:
+		return 0;
+	}
+}
+
+/* Puts in as many of PAGES as are still absent without a gap. Pages dealt with, or negative errno. */
+static int64_t put(struct prefetch_job *job, uint64_t page, uint64_t pages, const void *data)
+{
+	struct guest_memory *memory = job->memory;
+	uint64_t seen = guest_memory_events(memory);
+
+	guest_memory_enter(memory);
+	uint64_t absent = page_states_run(memory->states, page, pages, PAGE_ABSENT);
+	struct supply supply = { .outcome = SUPPLY_DONE };
+	if (absent > 0)
+		supply = guest_memory_supply(memory, page, absent, data);
+	guest_memory_leave(memory);
+
+	count(&job->copied, supply.copied);
+	count(&job->present, supply.present);
+	count(&job->skipped, supply.skipped);
+	switch (supply.outcome) {
+	case SUPPLY_GONE:
+		return -ESRCH;
+	case SUPPLY_NO_MEMORY:
+	case SUPPLY_FAILED:
+		return supply.error;
+	case SUPPLY_RETRY:
+		guest_memory_wait_event(memory, seen, RETRY_NS);
+		/* fall through */
+	default:
+		return (int64_t)(supply.copied + supply.present + supply.skipped);
+	}
+}
+
+/* One call's worth. 1: more to do, 0: the plan is through, negative errno: given up. */
+static int step(struct prefetch_job *job, void *buffer, uint64_t *budget)
+{
+	if (job->run == job->plan->count)
+		return 0;
+
+	const struct plan_run *run = &job->plan->runs[job->run];
+	if (job->at == run->count) {
+		job->run++;
+		job->at = 0;
+		return 1;
+	}
+	uint64_t settled = skip_settled(job, run);
+	if (settled > 0) {
+		job->at += settled;
+		return 1;
+	}
+
+	struct guest_memory *memory = job->memory;
+	const struct region *region = regions_of_page(memory->regions, memory->region_count, run->page);
+	uint64_t page = run->page + job->at, most = choose_step(job, region->page_size);
+	if (most > run->count - job->at)
+		most = run->count - job->at;
+	uint64_t pages = page_states_run(memory->states, page, most, PAGE_ABSENT);
+	if (pages == 0)
+		return 1; /* it has just been settled */
+
+	uint64_t offset = region->offset + (page - region->first_page) * region->page_size;
+	int r = source_read(job->source, buffer, pages * region->page_size, offset);
+	if (r < 0 && pages > 1) {
+		/* Which of them is it? The others are still wanted. */
+		pages = 1;
+		r = source_read(job->source, buffer, region->page_size, offset);
+	}
+	if (r < 0) {
+		job->first_error = job->first_error ?: r;
+		count(&job->unreadable, 1);
+		job->at++;
+		return 1;
+	}
+
+	int64_t done = put(job, page, pages, buffer);
+	if (done < 0)
+		return (int)done;
+	job->at += (uint64_t)done;
+	*budget = *budget > pages ? *budget - pages : 0;
+	return 1;
+}
+
+static void work_on(struct prefetch_engine *engine, struct prefetch_job *job, void *buffer)
+{
+	uint64_t budget = SLICE_PAGES;
+	int r = 1;
+
+	if (!job->plan) {
+		int prepared = job->prepare(job);
+		if (prepared < 0)
+			r = prepared;
+	}
+	while (r > 0 && budget > 0) {
+		if (atomic_load_explicit(&engine->stopping, memory_order_relaxed))
+			r = -ECANCELED;
+		else
+			r = step(job, buffer, &budget);
+	}
+	if (r <= 0) {
+		job->done(job, r ?: job->first_error);
+		return;
+	}
+	pthread_mutex_lock(&engine->lock);
+	job->next = NULL;
+	*engine->queue_tail = job;
+	engine->queue_tail = &job->next;
+	pthread_mutex_unlock(&engine->lock);
+}
+
+static void *worker_main(void *data)
+{
+	struct prefetch_engine *engine = data;
+	void *buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	pthread_mutex_lock(&engine->lock);
+	for (;;) {
+		while (!engine->queue && !engine->stopping)
+			pthread_cond_wait(&engine->wanted, &engine->lock);
+		struct prefetch_job *job = engine->queue;
+		if (!job)
+			break;
+		engine->queue = job->next;
+		if (!engine->queue)
+			engine->queue_tail = &engine->queue;
+		pthread_mutex_unlock(&engine->lock);
+
+		if (buffer == MAP_FAILED)
+			job->done(job, -ENOMEM);
+		else
+			work_on(engine, job, buffer);
+
+		pthread_mutex_lock(&engine->lock);
+	}
+	pthread_mutex_unlock(&engine->lock);
+	if (buffer != MAP_FAILED)
+		munmap(buffer, BUFFER_SIZE);
+	return NULL;
+}
+
+int prefetch_engine_new(unsigned workers, struct prefetch_engine **ret, struct error *err)
+{
+	struct prefetch_engine *engine = calloc(1, sizeof *engine + workers * sizeof engine->workers[0]);
+	if (!engine)
+		return error_set(err, -ENOMEM, "io_error", "out of memory");
+	pthread_mutex_init(&engine->lock, NULL);
+	pthread_cond_init(&engine->wanted, NULL);
+	engine->queue_tail = &engine->queue;
+
+	for (; engine->worker_count < workers; engine->worker_count++) {
+		int r = pthread_create(&engine->workers[engine->worker_count], NULL, worker_main, engine);
+		if (r != 0) {
+			prefetch_engine_free(engine);
+			return error_set(err, -r, "io_error", "cannot start a prefetch thread: %s", strerror(r));
+		}
+	}
+	*ret = engine;
+	return 0;
+}
+
+void prefetch_engine_free(struct prefetch_engine *engine)
+{
+	if (!engine)
+		return;
+	pthread_mutex_lock(&engine->lock);
+	engine->stopping = true;
+	pthread_cond_broadcast(&engine->wanted);
+	pthread_mutex_unlock(&engine->lock);
+	for (unsigned i = 0; i < engine->worker_count; i++)
+		pthread_join(engine->workers[i], NULL);
+	pthread_cond_destroy(&engine->wanted);
+	pthread_mutex_destroy(&engine->lock);
+	free(engine);
+}
+
+void prefetch_engine_submit(struct prefetch_engine *engine, struct prefetch_job *job)
+{
+	job->copied = job->present = job->removed = job->skipped = job->unreadable = 0;
+	job->run = 0;
+	job->at = 0;
+	job->step = STEP_MIN;
+	job->demands_seen = 0;
+	job->first_error = 0;
+	job->next = NULL;
+
+	pthread_mutex_lock(&engine->lock);
+	*engine->queue_tail = job;
+	engine->queue_tail = &job->next;
+	pthread_cond_signal(&engine->wanted);
+	pthread_mutex_unlock(&engine->lock);
+}

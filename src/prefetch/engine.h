@@ -1,0 +1,43 @@
+/*
+ * Prefetch workers, shared by all forks. Each takes a slice of one fork's plan, then of the next one's. A worker may wait for a disk;
+ * it never holds a fork's gate while it does, and it never makes a removed page come back.
+ */
+#pragma once
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "prefetch/plan.h"
+#include "template/source.h"
+#include "uffd/guest_memory.h"
+
+struct prefetch_job {
+	struct plan *plan; /* the job's maker owns it, memory and source, and frees them after done */
+	/* Makes the plan, on a worker, where it is NULL: reading and sorting a long list takes its time. 0 or negative errno. */
+	int (*prepare)(struct prefetch_job *job);
+	struct guest_memory *memory;
+	struct source *source;
+	/* On a worker, when the job has ended: 0; -ESRCH the VMM is ending; -ECANCELED the engine stops; else what failed. The
+	 * job is the maker's again. */
+	void (*done)(struct prefetch_job *job, int result);
+	void *data;
+
+	/* Counts so far, for whoever looks. */
+	_Atomic uint64_t copied, present, removed, skipped, unreadable;
+
+	size_t run;	    /* the engine's from here on: where it stands */
+	uint64_t at;
+	uint64_t step;	    /* pages a call */
+	uint64_t demands_seen;
+	int first_error;
+	struct prefetch_job *next;
+};
+
+struct prefetch_engine;
+
+int prefetch_engine_new(unsigned workers, struct prefetch_engine **ret, struct error *err);
+/* Ends what is under way (done gets -ECANCELED) and joins the workers. NULL is fine. */
+void prefetch_engine_free(struct prefetch_engine *engine);
+/* JOB's counts and the engine's members are zeroed here. */
+void prefetch_engine_submit(struct prefetch_engine *engine, struct prefetch_job *job);

@@ -1,0 +1,29 @@
+/* A hot list laid against one fork's regions: runs of neighbouring pages. */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "hotlist/hotlist.h"
+#include "uffd/regions.h"
+
+/* COUNT pages from page number PAGE on, all in one region. */
+struct plan_run {
+	uint64_t page;
+	uint64_t count;
+};
+
+struct plan {
+	struct plan_run *runs; /* sorted, disjoint */
+	size_t count;
+	uint64_t pages;
+};
+
+/* Checks the whole list first: codes "bad_region" and "bad_offset". LIST is sorted on the way. */
+int plan_new(struct hotlist *list, const struct region *regions, size_t region_count, struct plan **ret,
+	     struct error *err);
+void plan_free(struct plan *plan);
+DEFINE_CLEANUP(struct plan, plan_free)
+#define _cleanup_plan_ _cleanup_(cleanup_plan_free)

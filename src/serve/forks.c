@@ -1,0 +1,654 @@
+/* The server's forks: created, connected, ended, removed, and what is told of them. */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "serve/internal.h"
+
+/* VMMs connect once each; a short queue is for mistakes. */
+#define LISTEN_BACKLOG 16
+
+/* `fork remove --force` kills; this is how long it waits for the end. */
+#define REMOVE_TIMEOUT_NS (10 * NSEC_PER_SEC)
+
+const char *fork_state_name(enum fork_state state)
+{
+	static const char *const names[] = { "waiting", "connected", "ready", "gone" };
+
+	return names[state];
+}
+
+const char *prefetch_mode_name(enum prefetch_mode mode)
+{
+	static const char *const names[] = { "off", "eager" };
+
+	return names[mode];
+}
+
+const char *prefetch_state_name(enum prefetch_state state)
+{
+	static const char *const names[] = { "none", "pending", "running", "done", "failed" };
+
+	return names[state];
+}
+
+struct fork *server_find_fork(struct server *server, const char *id)
+{
+	for (struct fork *fork = server->forks; fork; fork = fork->next)
+		if (strcmp(fork->id, id) == 0)
+			return fork;
+	return NULL;
+}
+
+static int unknown(const char *id, struct error *err)
+{
+	return error_set(err, -ENOENT, "fork_unknown", "there is no fork '%.80s': 'faultline fork list' shows those there are",
+			 id);
+}
+
+void fork_set_error(struct fork *fork, const char *message)
+{
+	char *text = strdup(message);
+
+	if (!text)
+		return;
+	free(fork->error);
+	fork->error = text;
+}
+
+/* ---- what is told ---- */
+
+static uint64_t since(const struct fork *fork, uint64_t ns)
+{
+	return ns ? ns - fork->created_ns : 0;
+}
+
+static uint64_t load(const _Atomic uint64_t *counter)
+{
+	return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+static void fill_session_info(const struct fork *fork, struct fork_info *ret)
+{
+	struct session *s = fork->session;
+
+	ret->faults = load(&s->faults);
+	ret->copied_pages = load(&s->copied);
+	ret->zeroed_pages = load(&s->zeroed);
+	ret->poisoned_pages = load(&s->poisoned);
+	ret->deferred_faults = load(&s->deferrals);
+	ret->slow_faults = load(&s->slow);
+	ret->stall_ns = load(&s->stall.sum);
+	ret->stall_p50_ns = histogram_percentile(&s->stall, 500);
+	ret->stall_p99_ns = histogram_percentile(&s->stall, 990);
+	ret->stall_max_ns = load(&s->stall.max);
+	ret->removed_pages = fork->state == FORK_GONE ? fork->removed_pages : load(&s->memory->removed_pages);
+	pthread_mutex_lock(&s->lock);
+	ret->recorded_pages = s->record_count;
+	if (s->reason[0] && !ret->error)
+		ret->error = strdup(s->reason);
+	pthread_mutex_unlock(&s->lock);
+}
+
+static void fill_info(const struct fork *fork, struct fork_info *ret)
+{
+	*ret = (struct fork_info){
+		.state = fork->state,
+		.socket = strdup(fork->socket_path),
+		.pid = fork->pid,
+		.record = fork->record,
+		.prefetch = fork->prefetch,
+		.prefetch_state = fork->prefetch_state,
+		.hot_list = fork->hot_list ? strdup(fork->hot_list) : NULL,
+		.error = fork->error ? strdup(fork->error) : NULL,
+		.handshake = fork->handshake,
+		.pager_cpu = fork->pager ? pager_cpu(fork->pager) : -1,
+		.prefetched_pages = fork->prefetched,
+		.prefetch_present_pages = fork->prefetch_present,
+		.prefetch_removed_pages = fork->prefetch_removed,
+		.prefetch_ns = fork->prefetch_ns,
+		.connected_ns = since(fork, fork->connected_ns),
+		.ready_ns = since(fork, fork->ready_ns),
+		.gone_ns = since(fork, fork->gone_ns),
+	};
+	memcpy(ret->id, fork->id, sizeof ret->id);
+	snprintf(ret->template, sizeof ret->template, "%s", fork->template->name);
+	if (fork->session)
+		fill_session_info(fork, ret);
+	ret->regions = calloc(fork->region_count ?: 1, sizeof ret->regions[0]);
+	if (ret->regions) {
+		memcpy(ret->regions, fork->regions, fork->region_count * sizeof ret->regions[0]);
+		ret->region_count = fork->region_count;
+	}
+}
+
+void fork_info_clear(struct fork_info *info)
+{
+	free(info->socket);
+	free(info->hot_list);
+	free(info->error);
+	free(info->regions);
+	*info = (struct fork_info){ 0 };
+}
+
+/* ---- create ---- */
+
+static void make_id(char ret[NAME_MAX_LENGTH + 1])
+{
+	uint64_t number;
+
+	if (getrandom(&number, sizeof number, 0) != sizeof number)
+		number = now_ns();
+	snprintf(ret, NAME_MAX_LENGTH + 1, "f-%012" PRIx64, number >> 16);
+}
+
+/* A socket that only its owner may connect to from the moment it exists. */
+static int listen_at(const char *path, uid_t uid, struct error *err)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+
+	if (strlen(path) >= sizeof address.sun_path)
+		return error_set(err, -ENAMETOOLONG, "bad_dir",
+				 "the socket's path '%s' is longer than the %zu bytes that Unix sockets allow: use a shorter "
+				 "directory or id",
+				 path, sizeof address.sun_path - 1);
+	memcpy(address.sun_path, path, strlen(path));
+
+	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return error_set(err, -errno, "io_error", "cannot make a socket: %s", strerror(errno));
+	if (fchmod(fd, 0600) < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0)
+		return error_set(err, -errno, "bad_dir", "cannot make the socket '%s': %s", path,
+				 errno == EADDRINUSE ? "there is such a file already; remove it, or use another id"
+						     : strerror(errno));
+	if ((chmod(path, 0600) < 0) || (uid != (uid_t)-1 && chown(path, uid, (gid_t)-1) < 0) ||
+	    listen(fd, LISTEN_BACKLOG) < 0) {
+		int r = error_set(err, -errno, "bad_dir", "cannot prepare the socket '%s': %s", path, strerror(errno));
+		unlink(path);
+		return r;
+	}
+	return TAKE_FD(fd);
+}
+
+static int check_spec(const struct fork_spec *spec, struct error *err)
+{
+	if (spec->id) {
+		int r = check_name(spec->id, "a fork's id", err);
+		if (r < 0)
+			return r;
+	}
+	if (spec->hot_list) {
+		_cleanup_hotlist_ struct hotlist *list = NULL;
+		int r = hotlist_load(spec->hot_list, &list, err);
+		if (r < 0) {
+			if (err)
+				snprintf(err->code, sizeof err->code, "bad_hot_list");
+			return r;
+		}
+		if (spec->prefetch == PREFETCH_OFF)
+			return error_set(err, -EINVAL, "bad_prefetch",
+					 "a hot list without prefetch has no effect: say --prefetch eager with it");
+	}
+	return 0;
+}
+
+static int check_room(struct server *server, const struct fork_spec *spec, const char *id, struct error *err)
+{
+	if (server->stopping)
+		return error_set(err, -ESHUTDOWN, "shutting_down", "the server is stopping");
+	if (!server_find_template(server, spec->template))
+		return error_set(err, -ENOENT, "template_unknown",
+				 "there is no template '%.80s': 'faultline template list' shows those there are",
+				 spec->template);
+	if (server_find_fork(server, id))
+		return error_set(err, -EEXIST, "fork_exists", "there is a fork '%s' already: remove it first, or use another id",
+				 id);
+	if (server->fork_count >= FORKS_MAX)
+		return error_set(err, -EMFILE, "too_many_forks", "there are %d forks already, which is the most that are served",
+				 FORKS_MAX);
+	return 0;
+}
+
+static struct fork *fork_new(const struct fork_spec *spec, const char *id, const char *dir, struct template *template)
+{
+	struct fork *fork = calloc(1, sizeof *fork);
+
+	if (!fork)
+		return NULL;
+	fork->listener_fd = fork->socket_fd = -1;
+	snprintf(fork->id, sizeof fork->id, "%s", id);
+	fork->template = template_ref(template);
+	fork->record = spec->record;
+	fork->uid = spec->uid;
+	fork->prefetch = spec->prefetch;
+	if (spec->prefetch != PREFETCH_OFF) {
+		const char *list = spec->hot_list ?: template->hot_list;
+		fork->prefetch_state = PREFETCH_PENDING;
+		fork->hot_list = list ? strdup(list) : NULL;
+	}
+	fork->created_ns = now_ns();
+	if (asprintf(&fork->socket_path, "%s/%s.uffd", dir, id) < 0)
+		fork->socket_path = NULL;
+	if (!fork->socket_path || (spec->prefetch != PREFETCH_OFF && !fork->hot_list)) {
+		fork_free(fork);
+		return NULL;
+	}
+	return fork;
+}
+
+/* The oldest ended forks make room once there are too many of them. */
+static void prune_ended(struct server *server)
+{
+	size_t ended = 0;
+
+	for (const struct fork *fork = server->forks; fork; fork = fork->next)
+		ended += fork->state == FORK_GONE;
+	for (struct fork *fork = server->forks, *next; fork && ended > ENDED_FORKS_MAX; fork = next) {
+		next = fork->next;
+		if (fork->state != FORK_GONE)
+			continue;
+		log_info(NULL, "fork %s: forgotten, as more than %d ended forks had not been removed", fork->id,
+			 ENDED_FORKS_MAX);
+		fork_drop(server, fork);
+		ended--;
+	}
+}
+
+int server_fork_create(struct server *server, const struct fork_spec *spec, struct fork_info *ret, struct error *err)
+{
+	char id[NAME_MAX_LENGTH + 1];
+	int r = check_spec(spec, err);
+	if (r < 0)
+		return r;
+
+	LOCK_SCOPE(&server->lock);
+	if (spec->id)
+		snprintf(id, sizeof id, "%s", spec->id);
+	else
+		make_id(id);
+	r = check_room(server, spec, id, err);
+	if (r < 0)
+		return r;
+	struct template *template = server_find_template(server, spec->template);
+	r = template_check_unchanged(template, err);
+	if (r < 0)
+		return r;
+	if (spec->prefetch != PREFETCH_OFF && !spec->hot_list && !template->hot_list)
+		return error_set(err, -EINVAL, "bad_prefetch",
+				 "there is no list to prefetch: name one with --hot-list, here or when adding the template");
+
+	struct fork *fork = fork_new(spec, id, spec->dir ?: server->run_dir, template);
+	if (!fork)
+		return error_set(err, -ENOMEM, "io_error", "out of memory");
+	fork->listener_fd = listen_at(fork->socket_path, spec->uid, err);
+	r = fork->listener_fd;
+	if (r >= 0) {
+		r = server_watch(server, fork->listener_fd, &fork->listener_watch, WATCH_LISTENER, fork);
+		if (r < 0) {
+			error_set(err, r, "io_error", "cannot watch the socket '%s': %s", fork->socket_path, strerror(-r));
+			unlink(fork->socket_path);
+		}
+	}
+	if (r < 0) {
+		fork_free(fork);
+		return r;
+	}
+
+	fork->serial = ++server->next_serial;
+	*server->forks_tail = fork;
+	server->forks_tail = &fork->next;
+	server->fork_count++;
+	prune_ended(server);
+	if (ret)
+		fill_info(fork, ret);
+	log_info(NULL, "fork %s: created from template %s%s%s", fork->id, template->name, fork->record ? ", recorded" : "",
+		 fork->prefetch == PREFETCH_EAGER ? ", prefetched" : "");
+	return 0;
+}
+
+/* ---- connected, ended, removed ---- */
+
+static void stop_listening(struct server *server, struct fork *fork)
+{
+	while (fork->peers)
+		peer_close(server, fork->peers);
+	if (fork->listener_fd >= 0) {
+		server_unwatch(server, fork->listener_fd);
+		close(TAKE_FD(fork->listener_fd));
+		unlink(fork->socket_path);
+	}
+}
+
+void fork_connected(struct server *server, struct fork *fork)
+{
+	fork->state = FORK_CONNECTED;
+	fork->connected_ns = now_ns();
+	free(TAKE_PTR(fork->error)); /* of peers refused before */
+	stop_listening(server, fork);
+
+	uint64_t size = 0;
+	for (size_t i = 0; i < fork->region_count; i++)
+		size += fork->regions[i].size;
+	log_info(fork->session->name, "connected: pid %d, %s handshake, %zu region%s, %" PRIu64 " MiB, pager on CPU %d",
+		 (int)fork->pid, fork->handshake, fork->region_count, fork->region_count == 1 ? "" : "s", size >> 20,
+		 pager_cpu(fork->pager));
+
+	int r = pager_add(fork->pager, fork->session);
+	if (r < 0)
+		fork->pager = NULL;
+	if (r == 0)
+		r = server_watch(server, fork->session->pidfd, &fork->process_watch, WATCH_PROCESS, fork);
+	if (r == 0)
+		r = server_watch(server, fork->socket_fd, &fork->socket_watch, WATCH_SOCKET, fork);
+	if (r < 0) {
+		session_stop_vmm(fork->session, "it cannot be watched: %s", strerror(-r));
+		fork_end(server, fork);
+		return;
+	}
+	if (server->stopping)
+		session_stop_vmm(fork->session, "the server is stopping");
+	if (fork->prefetch != PREFETCH_OFF)
+		fork_start_prefetch(server, fork);
+	pthread_cond_broadcast(&server->changed);
+}
+
+void fork_end(struct server *server, struct fork *fork)
+{
+	struct session *s = fork->session;
+
+	fork->removed_pages = load(&s->memory->removed_pages);
+	fork->state = FORK_GONE;
+	fork->lingering = false;
+	fork->gone_ns = now_ns();
+	server_unwatch(server, s->pidfd);
+	server_unwatch(server, fork->socket_fd);
+	close(TAKE_FD(fork->socket_fd));
+	atomic_store(&s->recording, false);
+	if (fork->prefetch_state == PREFETCH_PENDING)
+		fork->prefetch_state = PREFETCH_FAILED;
+
+	pthread_mutex_lock(&s->lock);
+	if (s->reason[0])
+		fork_set_error(fork, s->reason);
+	pthread_mutex_unlock(&s->lock);
+	log_info(s->name, "ended: %" PRIu64 " faults, %" PRIu64 " pages copied, %" PRIu64 " prefetched, stalled %.1f ms",
+		 load(&s->faults), load(&s->copied), fork->prefetched, (double)load(&s->stall.sum) / 1e6);
+
+	/* The structure stays, for what it has counted and recorded; its memory goes when the pager has let go as well. */
+	session_ref(s);
+	if (fork->pager)
+		pager_remove(fork->pager, s);
+	session_unuse(s);
+	pthread_cond_broadcast(&server->changed);
+}
+
+void fork_free(struct fork *fork)
+{
+	template_unref(fork->template);
+	session_unref(fork->session);
+	free(fork->regions);
+	free(fork->hot_list);
+	free(fork->socket_path);
+	free(fork->error);
+	free(fork);
+}
+
+/* Out of the table; freed once no event can name it. */
+void fork_drop(struct server *server, struct fork *fork)
+{
+	if (fork->state == FORK_WAITING)
+		stop_listening(server, fork);
+	else if (fork->state != FORK_GONE)
+		fork_end(server, fork);
+	for (struct fork **p = &server->forks; *p; p = &(*p)->next)
+		if (*p == fork) {
+			*p = fork->next;
+			if (!fork->next)
+				server->forks_tail = p;
+			break;
+		}
+	server->fork_count--;
+	fork->removed = true;
+	fork->next = server->dead_forks;
+	server->dead_forks = fork;
+	pthread_cond_broadcast(&server->changed);
+}
+
+/* ---- requests ---- */
+
+int server_fork_get(struct server *server, const char *id, struct fork_info *ret, struct error *err)
+{
+	LOCK_SCOPE(&server->lock);
+	const struct fork *fork = server_find_fork(server, id);
+
+	if (!fork)
+		return unknown(id, err);
+	fill_info(fork, ret);
+	return 0;
+}
+
+int server_fork_list(struct server *server, struct fork_info **ret, size_t *ret_count, struct error *err)
+{
+	LOCK_SCOPE(&server->lock);
+	struct fork_info *infos = calloc(server->fork_count ?: 1, sizeof *infos);
+	size_t n = 0;
+
+	if (!infos)
+		return error_set(err, -ENOMEM, "io_error", "out of memory");
+	for (const struct fork *fork = server->forks; fork; fork = fork->next)
+		fill_info(fork, &infos[n++]);
+	*ret = infos;
+	*ret_count = n;
+	return 0;
+}
+
+static int no_longer(const struct fork *fork, const char *what, struct error *err)
+{
+	return error_set(err, -ESRCH, "fork_gone", "fork '%s' has ended before it was %s%s%s", fork->id, what,
+			 fork->error ? ": " : "", fork->error ?: "");
+}
+
+/* 1: reached, 0: not yet, negative errno: it never will be. */
+static int reached(const struct fork *fork, enum fork_milestone milestone, struct error *err)
+{
+	switch (milestone) {
+	case MILESTONE_CONNECTED:
+		return fork->state != FORK_WAITING;
+	case MILESTONE_READY:
+		if (fork->ready_ns)
+			return 1;
+		return fork->state == FORK_GONE ? no_longer(fork, "ready", err) : 0;
+	case MILESTONE_GONE:
+		return fork->state == FORK_GONE;
+	case MILESTONE_PREFETCHED:
+		break;
+	}
+	switch (fork->prefetch_state) {
+	case PREFETCH_DONE:
+		return 1;
+	case PREFETCH_FAILED:
+		if (fork->state == FORK_GONE)
+			return no_longer(fork, "prefetched", err);
+		return error_set(err, -EIO, "prefetch_failed", "prefetching for fork '%s' failed: %s", fork->id,
+				 fork->error ?: "see the server's log");
+	case PREFETCH_NONE:
+		return error_set(err, -EINVAL, "not_prefetching",
+				 "fork '%s' was created without prefetch, and no list has been given since: use 'fork prefetch'",
+				 fork->id);
+	default:
+		return fork->state == FORK_GONE ? no_longer(fork, "prefetched", err) : 0;
+	}
+}
+
+int server_fork_wait(struct server *server, const char *id, enum fork_milestone milestone, uint64_t timeout_ns,
+		     struct fork_info *ret, struct error *err)
+{
+	static const char *const names[] = { "connected", "prefetched", "ready", "gone" };
+	uint64_t until = now_ns() + timeout_ns, serial = 0;
+	struct timespec ts = { .tv_sec = (time_t)(until / NSEC_PER_SEC), .tv_nsec = (long)(until % NSEC_PER_SEC) };
+
+	LOCK_SCOPE(&server->lock);
+	for (;;) {
+		struct fork *fork = server_find_fork(server, id);
+
+		if (!fork && serial == 0)
+			return unknown(id, err);
+		if (!fork || (serial && fork->serial != serial))
+			return error_set(err, -ENOENT, "fork_removed", "fork '%s' was removed before it was %s", id,
+					 names[milestone]);
+		serial = fork->serial;
+		int r = reached(fork, milestone, err);
+		if (r < 0)
+			return r;
+		if (r > 0) {
+			fill_info(fork, ret);
+			return 0;
+		}
+		if (server->stopping)
+			return error_set(err, -ESHUTDOWN, "shutting_down", "the server is stopping");
+		if (now_ns() >= until ||
+		    pthread_cond_timedwait(&server->changed, &server->lock, &ts) == ETIMEDOUT) {
+			fork = server_find_fork(server, id);
+			if (fork && fork->serial == serial && reached(fork, milestone, NULL) > 0)
+				continue;
+			return error_set(err, -ETIMEDOUT, "timeout", "fork '%s' was not %s after %.3g s", id,
+					 names[milestone], (double)timeout_ns / NSEC_PER_SEC);
+		}
+	}
+}
+
+int server_fork_ready(struct server *server, const char *id, struct fork_info *ret, struct error *err)
+{
+	LOCK_SCOPE(&server->lock);
+	struct fork *fork = server_find_fork(server, id);
+
+	if (!fork)
+		return unknown(id, err);
+	if (fork->state == FORK_WAITING)
+		return error_set(err, -ENOTCONN, "not_connected",
+				 "no VMM has connected to fork '%s' yet, so it cannot be ready", id);
+	if (fork->state == FORK_GONE && !fork->ready_ns)
+		return error_set(err, -ESRCH, "fork_gone", "fork '%s' has ended", id);
+	if (fork->state == FORK_CONNECTED) {
+		fork->state = FORK_READY;
+		fork->ready_ns = now_ns();
+		atomic_store(&fork->session->recording, false);
+		log_info(fork->session->name, "ready %.1f ms after its handshake",
+			 (double)(fork->ready_ns - fork->connected_ns) / 1e6);
+		pthread_cond_broadcast(&server->changed);
+	}
+	if (ret)
+		fill_info(fork, ret);
+	return 0;
+}
+
+static int wait_until_gone(struct server *server, const char *id, uint64_t serial, struct error *err)
+{
+	uint64_t until = now_ns() + REMOVE_TIMEOUT_NS;
+	struct timespec ts = { .tv_sec = (time_t)(until / NSEC_PER_SEC), .tv_nsec = (long)(until % NSEC_PER_SEC) };
+
+	for (;;) {
+		const struct fork *fork = server_find_fork(server, id);
+		if (!fork || fork->serial != serial || fork->state == FORK_GONE)
+			return 0;
+		if (pthread_cond_timedwait(&server->changed, &server->lock, &ts) == ETIMEDOUT)
+			return error_set(err, -ETIMEDOUT, "fork_live",
+					 "the VMM of fork '%s' (pid %d) has not ended %llu s after it was killed", id,
+					 (int)fork->pid, (unsigned long long)(REMOVE_TIMEOUT_NS / NSEC_PER_SEC));
+	}
+}
+
+int server_fork_remove(struct server *server, const char *id, bool force, struct error *err)
+{
+	LOCK_SCOPE(&server->lock);
+	struct fork *fork = server_find_fork(server, id);
+
+	if (!fork)
+		return 0;
+	uint64_t serial = fork->serial;
+	bool live = fork->state == FORK_CONNECTED || fork->state == FORK_READY;
+	/* Just ended, and the loop has not come to it yet? */
+	if (live && fork_process_ended(fork)) {
+		fork_end(server, fork);
+		live = false;
+	}
+	if (live && !force)
+		return error_set(err, -EBUSY, "fork_live",
+				 "the VMM of fork '%s' (pid %d) still runs, and would read wrong bytes or hang: end it first, or "
+				 "say --force to kill it",
+				 id, (int)fork->pid);
+	if (live) {
+		session_stop_vmm(fork->session, "the fork was removed by force");
+		int r = wait_until_gone(server, id, serial, err);
+		if (r < 0)
+			return r;
+		fork = server_find_fork(server, id);
+		if (!fork || fork->serial != serial)
+			return 0;
+	}
+	log_info(NULL, "fork %s: removed", fork->id);
+	fork_drop(server, fork);
+	server_wake(server);
+	return 0;
+}
+
+/* The region that a page number lies in, and the page's offset there. */
+static size_t region_of(const struct fork *fork, uint64_t page, uint64_t *ret_offset)
+{
+	size_t region = 0;
+
+	while (page >= fork->regions[region].size / fork->regions[region].page_size) {
+		page -= fork->regions[region].size / fork->regions[region].page_size;
+		region++;
+	}
+	*ret_offset = page * fork->regions[region].page_size;
+	return region;
+}
+
+int server_fork_hot_list(struct server *server, const char *id, struct hotlist **ret, struct error *err)
+{
+	LOCK_SCOPE(&server->lock);
+	const struct fork *fork = server_find_fork(server, id);
+
+	if (!fork)
+		return unknown(id, err);
+	if (!fork->record)
+		return error_set(err, -EINVAL, "not_recorded",
+				 "fork '%s' is not recorded: create it with --record to have a hot list of it", id);
+
+	_cleanup_hotlist_ struct hotlist *list = hotlist_new();
+	if (!list)
+		return error_set(err, -ENOMEM, "io_error", "out of memory");
+	if (!fork->session) {
+		*ret = TAKE_PTR(list);
+		return 0;
+	}
+
+	struct session *s = fork->session;
+	uint64_t offset;
+	int r = 0;
+	pthread_mutex_lock(&s->lock);
+	if (s->record_lost)
+		r = error_set(err, -ENOMEM, "io_error", "the server ran out of memory while it recorded fork '%s'", id);
+	for (size_t i = 0; i < s->record_count && r == 0; i++) {
+		size_t region = region_of(fork, s->record[i], &offset);
+		r = hotlist_add(list, region, offset);
+		if (r < 0)
+			error_set(err, r, "io_error", "out of memory");
+	}
+	pthread_mutex_unlock(&s->lock);
+	if (r < 0)
+		return r;
+	*ret = TAKE_PTR(list);
+	return 0;
+}

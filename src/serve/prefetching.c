@@ -1,0 +1,223 @@
+/* A fork's prefetch: list to plan to engine, and what came of it. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "serve/internal.h"
+
+/* One job of the engine for one fork; freed when it is done. */
+struct prefetch_request {
+	struct prefetch_job job; /* first */
+	struct server *server;
+	struct session *session; /* a use */
+	uint64_t serial;	 /* of the fork */
+	char *path;
+	struct error error;	 /* of making the plan */
+};
+
+static void request_free(struct prefetch_request *request)
+{
+	if (!request)
+		return;
+	plan_free(request->job.plan);
+	if (request->session)
+		session_unuse(request->session);
+	free(request->path);
+	free(request);
+}
+
+static uint64_t load(const _Atomic uint64_t *counter)
+{
+	return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+static int make_plan(const char *path, const struct guest_memory *memory, struct plan **ret, struct error *err)
+{
+	_cleanup_hotlist_ struct hotlist *list = NULL;
+	int r = hotlist_load(path, &list, err);
+	if (r < 0) {
+		snprintf(err->code, sizeof err->code, "bad_hot_list");
+		return r;
+	}
+	if (list->count == 0)
+		log_warning(NULL, "the hot list '%s' is %s: nothing is prefetched", path,
+			    access(path, F_OK) < 0 ? "not there" : "empty");
+	r = plan_new(list, memory->regions, memory->region_count, ret, err);
+	return r < 0 ? error_prefix(err, r, "%s: ", path) : 0;
+}
+
+static int prepare(struct prefetch_job *job)
+{
+	struct prefetch_request *request = (struct prefetch_request *)job;
+
+	return make_plan(request->path, job->memory, &job->plan, &request->error);
+}
+
+static void describe_failure(const struct prefetch_request *request, int result, char *text, size_t size)
+{
+	uint64_t unreadable = load(&request->job.unreadable);
+
+	if (request->error.message[0])
+		snprintf(text, size, "%s", request->error.message);
+	else if (result == -ESRCH)
+		snprintf(text, size, "its VMM ended");
+	else if (result == -ECANCELED)
+		snprintf(text, size, "the server was stopped");
+	else if (unreadable > 0)
+		snprintf(text, size, "%" PRIu64 " pages of the image '%s' could not be read: %s", unreadable,
+			 request->session->template->memory,
+			 result == -ENODATA ? "it has become shorter" : strerror(-result));
+	else
+		snprintf(text, size, "%s", strerror(-result));
+}
+
+static void done(struct prefetch_job *job, int result)
+{
+	struct prefetch_request *request = (struct prefetch_request *)job;
+	struct server *server = request->server;
+	struct fork *fork;
+
+	pthread_mutex_lock(&server->lock);
+	for (fork = server->forks; fork && fork->serial != request->serial; fork = fork->next)
+		;
+	if (fork) {
+		fork->prefetching = false;
+		fork->prefetched += load(&job->copied);
+		fork->prefetch_present += load(&job->present);
+		fork->prefetch_removed += load(&job->removed);
+		fork->prefetch_ns = now_ns() - fork->prefetch_started_ns;
+		fork->prefetch_state = result == 0 ? PREFETCH_DONE : PREFETCH_FAILED;
+		if (result < 0) {
+			char text[ERROR_MESSAGE_MAX], message[ERROR_MESSAGE_MAX + 32];
+			describe_failure(request, result, text, sizeof text);
+			snprintf(message, sizeof message, "prefetch failed: %s", text);
+			if (!fork->error)
+				fork_set_error(fork, message);
+			log_warning(request->session->name, "%s", message);
+		} else {
+			log_info(request->session->name, "prefetched %" PRIu64 " of %" PRIu64 " listed pages in %.1f ms",
+				 load(&job->copied), job->plan->pages, (double)fork->prefetch_ns / 1e6);
+		}
+		pthread_cond_broadcast(&server->changed);
+	}
+	pthread_mutex_unlock(&server->lock);
+	request_free(request);
+}
+
+/* With server->lock held; the fork is connected and has no job under way. NULL: out of memory. */
+static struct prefetch_request *request_new(struct server *server, struct fork *fork, const char *path)
+{
+	struct prefetch_request *request = calloc(1, sizeof *request);
+
+	if (!request)
+		return NULL;
+	request->path = strdup(path);
+	if (!request->path) {
+		free(request);
+		return NULL;
+	}
+	request->server = server;
+	request->session = session_use(fork->session);
+	request->serial = fork->serial;
+	request->job.memory = fork->session->memory;
+	request->job.source = fork->session->template->source;
+	request->job.prepare = prepare;
+	request->job.done = done;
+	return request;
+}
+
+static void submit(struct fork *fork, struct prefetch_request *request)
+{
+	fork->prefetch_state = PREFETCH_RUNNING;
+	fork->prefetch_started_ns = now_ns();
+	prefetch_engine_submit(request->server->engine, &request->job);
+}
+
+void fork_start_prefetch(struct server *server, struct fork *fork)
+{
+	struct prefetch_request *request = request_new(server, fork, fork->hot_list);
+
+	if (!request) {
+		fork->prefetch_state = PREFETCH_FAILED;
+		fork_set_error(fork, "prefetch failed: out of memory");
+		return;
+	}
+	fork->prefetching = true;
+	submit(fork, request);
+}
+
+static int check_can_prefetch(const struct fork *fork, const char *id, struct error *err)
+{
+	if (!fork)
+		return error_set(err, -ENOENT, "fork_unknown",
+				 "there is no fork '%.80s': 'faultline fork list' shows those there are", id);
+	if (fork->state == FORK_WAITING)
+		return error_set(err, -ENOTCONN, "not_connected",
+				 "no VMM has connected to fork '%s' yet: prefetch after 'fork wait %s --for connected', or say "
+				 "--prefetch eager when creating it",
+				 id, id);
+	if (fork->state == FORK_GONE)
+		return error_set(err, -ESRCH, "fork_gone", "fork '%s' has ended", id);
+	if (fork->prefetching)
+		return error_set(err, -EBUSY, "prefetch_busy", "fork '%s' is being prefetched already: wait for that", id);
+	return 0;
+}
+
+int server_fork_prefetch(struct server *server, const char *id, const char *hot_list_path, struct fork_info *ret,
+			 struct error *err)
+{
+	pthread_mutex_lock(&server->lock);
+	struct fork *fork = server_find_fork(server, id);
+	int r = check_can_prefetch(fork, id, err);
+	struct prefetch_request *request = NULL;
+	char *path = r < 0 ? NULL : strdup(hot_list_path);
+	if (r == 0) {
+		request = request_new(server, fork, hot_list_path);
+		if (!request || !path)
+			r = error_set(err, -ENOMEM, "io_error", "out of memory");
+		else
+			fork->prefetching = true;
+	}
+	uint64_t serial = fork ? fork->serial : 0;
+	pthread_mutex_unlock(&server->lock);
+
+	/* The whole list is read and checked before the first page is copied, on this thread, so that its mistakes are the answer. */
+	bool claimed = r == 0;
+	if (r == 0)
+		r = make_plan(hot_list_path, request->job.memory, &request->job.plan, err);
+
+	pthread_mutex_lock(&server->lock);
+	fork = server_find_fork(server, id);
+	bool same = fork && fork->serial == serial;
+	if (r == 0 && !same)
+		r = error_set(err, -ENOENT, "fork_removed", "fork '%s' was removed while its list was read", id);
+	if (r < 0) {
+		if (claimed && same)
+			fork->prefetching = false;
+		pthread_mutex_unlock(&server->lock);
+		request_free(request);
+		free(path);
+		return r;
+	}
+	free(fork->hot_list);
+	fork->hot_list = path;
+	submit(fork, request);
+
+	while (fork && fork->serial == serial && fork->prefetching) {
+		pthread_cond_wait(&server->changed, &server->lock);
+		fork = server_find_fork(server, id);
+	}
+	if (!fork || fork->serial != serial)
+		r = error_set(err, -ENOENT, "fork_removed", "fork '%s' was removed while it was prefetched", id);
+	else if (fork->prefetch_state == PREFETCH_FAILED && fork->state == FORK_GONE)
+		r = error_set(err, -ESRCH, "fork_gone", "fork '%s' has ended while it was prefetched", id);
+	else if (fork->prefetch_state == PREFETCH_FAILED)
+		r = error_set(err, -EIO, "prefetch_failed", "%s", fork->error ?: "see the server's log");
+	pthread_mutex_unlock(&server->lock);
+	return r < 0 ? r : server_fork_get(server, id, ret, err);
+}

@@ -1,0 +1,69 @@
+/*
+ * A connected fork as the threads see it that move its pages: memory, image, counters. Born at the handshake; it outlives the VMM,
+ * so that its figures and its recording can still be asked for, but its memory and image go once nobody moves pages any more.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/histogram.h"
+#include "template/template.h"
+#include "uffd/guest_memory.h"
+
+struct fault {
+	uint64_t address; /* as the kernel said it */
+	uint64_t read_ns; /* when the pager read it */
+};
+
+struct session {
+	_Atomic unsigned refs;	/* of this structure */
+	_Atomic unsigned users; /* of memory and template */
+
+	char name[80]; /* "fork ID", for the log */
+	int pidfd;     /* owned */
+	pid_t pid;
+
+	struct guest_memory *memory; /* NULL once the last user is gone */
+	struct template *template;
+
+	/* The pager's own. */
+	struct fault *deferred; /* faults to try again; the kernel will not deliver them a second time */
+	size_t deferred_count, deferred_capacity;
+	struct session *next_deferred;
+	bool in_deferred_list;
+	bool ended;	       /* nothing more is supplied */
+	unsigned strays;       /* faults outside the regions since the last event */
+	unsigned made_blocking;
+	int orphans[4];	       /* userfaultfds of children of the VMM that could not be refused in a better way; -1: none */
+
+	/* Counters: one writer, the pager. */
+	_Atomic uint64_t faults, copied, zeroed, poisoned, deferrals, slow;
+	struct histogram stall;
+
+	_Atomic bool recording;
+	pthread_mutex_t lock; /* innermost; record and reason */
+	uint64_t *record;     /* page numbers in the order of service */
+	size_t record_count, record_capacity;
+	bool record_lost;     /* out of memory: the list would have holes */
+	char reason[256];     /* why the server stopped the VMM, or "" */
+};
+
+/* Takes PIDFD and MEMORY, and a reference on TEMPLATE, on success. The caller holds the first reference and is the first user. */
+int session_new(const char *fork_id, pid_t pid, int pidfd, struct guest_memory *memory, struct template *template,
+		bool record, struct session **ret);
+struct session *session_ref(struct session *session);
+void session_unref(struct session *session);
+
+/* A user may use memory and template until session_unuse; it also holds a reference. Only an existing user may add another. */
+struct session *session_use(struct session *session);
+void session_unuse(struct session *session);
+
+/* Kills the VMM: the way out wherever going on could give the guest wrong bytes, or hang it. The first reason is kept. */
+void session_stop_vmm(struct session *session, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* Notes that the server copied PAGE for a demand fault. */
+void session_record(struct session *session, uint64_t page);

@@ -1,0 +1,219 @@
+/* From a complete handshake to a fork that is served: who the peer is, what its userfaultfd is, where its memory lies. */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "serve/internal.h"
+
+#ifndef SO_PEERPIDFD /* Linux 6.5 */
+#define SO_PEERPIDFD 77
+#endif
+
+/* Before Linux 6.5 the pid may have been used again between connect and here; an ended peer's stream has ended too, though. */
+static int open_process(const struct peer *peer, struct error *err)
+{
+	int pidfd = -1;
+	socklen_t length = sizeof pidfd;
+
+	if (getsockopt(peer->fd, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &length) == 0)
+		return pidfd;
+	if (peer->pid <= 0)
+		return error_set(err, -ESRCH, "bad_peer",
+				 "the VMM's process is not visible from the server's PID namespace, so it could not be stopped "
+				 "if its pages became unreadable: run the server in the namespace around it");
+	pidfd = (int)syscall(SYS_pidfd_open, peer->pid, 0);
+	if (pidfd < 0)
+		return error_set(err, -errno, "bad_peer", "cannot get hold of the VMM's process %d: %s", (int)peer->pid,
+				 strerror(errno));
+	return pidfd;
+}
+
+/* The processor that the process ran on last: field 39 of its stat, counted from the end of its name. -1: not known. */
+static int last_cpu(pid_t pid)
+{
+	char path[64], line[1024];
+	int cpu = -1;
+
+	snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+	_cleanup_fclose_ FILE *f = fopen(path, "re");
+	if (!f || !fgets(line, sizeof line, f))
+		return -1;
+	const char *p = strrchr(line, ')');
+	for (int field = 2; p && field < 39; field++) {
+		p = strchr(p + 1, ' ');
+		if (p && field == 38)
+			cpu = atoi(p + 1);
+	}
+	return cpu;
+}
+
+/* A fault is cheapest on the CPU of the thread that waits for it, as that CPU has nothing else to do then. */
+static struct pager *choose_pager(const struct server *server, pid_t pid)
+{
+	int cpu = last_cpu(pid);
+	struct pager *best = server->pagers[0];
+
+	for (unsigned i = 0; i < server->pager_count; i++) {
+		if (pager_cpu(server->pagers[i]) == cpu)
+			return server->pagers[i];
+		if (pager_sessions(server->pagers[i]) < pager_sessions(best))
+			best = server->pagers[i];
+	}
+	return best;
+}
+
+/* The peer's registration, completed where it has left that to us: hypeman does, Firecracker does not. */
+static int register_regions(int uffd, bool negotiated_now, const struct region *regions, size_t count, struct error *err)
+{
+	for (size_t i = 0; i < count; i++) {
+		if (!negotiated_now) {
+			int registered = uffd_is_registered(uffd, regions[i].address, regions[i].page_size);
+			if (registered > 0)
+				continue;
+			if (registered == -ESRCH)
+				return error_set(err, -ESRCH, "bad_peer",
+						 "the process whose memory the userfaultfd is for has ended");
+		}
+		int r = uffd_register_missing(uffd, regions[i].address, regions[i].size);
+		if (r < 0)
+			return error_set(err, r, "bad_region",
+					 "region %zu: no memory that userfaultfd can serve is mapped at 0x%" PRIx64
+					 ", size 0x%" PRIx64 ", page size %" PRIu64 ": %s",
+					 i, regions[i].address, regions[i].size, regions[i].page_size, strerror(-r));
+	}
+	return 0;
+}
+
+static int take_uffd(const struct server *server, struct peer *peer, bool *ret_negotiated, struct error *err)
+{
+	if (peer->uffd < 0)
+		return error_set(err, -EBADMSG, "bad_handshake",
+				 "no userfaultfd came with the handshake: send it as SCM_RIGHTS with the first byte");
+	if (peer->surplus > 0)
+		return error_set(err, -EBADMSG, "bad_handshake", "%d file descriptors came with the handshake instead of one",
+				 peer->surplus + 1);
+	if (!uffd_is_userfaultfd(peer->uffd))
+		return error_set(err, -EBADMSG, "bad_handshake",
+				 "the file descriptor that came with the handshake is not a userfaultfd");
+
+	/* poll() on a blocking userfaultfd says nothing but POLLERR. */
+	int flags = fcntl(peer->uffd, F_GETFL);
+	if (flags < 0 || fcntl(peer->uffd, F_SETFL, flags | O_NONBLOCK) < 0)
+		return error_set(err, -errno, "bad_handshake", "cannot make the userfaultfd non-blocking: %s",
+				 strerror(errno));
+
+	int r = uffd_negotiate(peer->uffd, UFFD_FEATURE_EVENT_REMOVE & server->features);
+	if (r < 0)
+		return error_set(err, r, "bad_handshake", "UFFDIO_API on the peer's userfaultfd failed: %s", strerror(-r));
+	*ret_negotiated = r == 1;
+	return 0;
+}
+
+static int copy_regions(struct fork *fork, const struct region *regions, size_t count, struct error *err)
+{
+	struct fork_region_info *infos = calloc(count, sizeof *infos);
+	if (!infos)
+		return error_set(err, -ENOMEM, "io_error", "out of memory");
+	for (size_t i = 0; i < count; i++)
+		infos[i] = (struct fork_region_info){ .address = regions[i].address, .size = regions[i].size,
+						      .offset = regions[i].offset, .page_size = regions[i].page_size };
+	free(fork->regions);
+	fork->regions = infos;
+	fork->region_count = count;
+	return 0;
+}
+
+static void warn_without_remove_events(const struct fork *fork, int uffd)
+{
+	uint64_t features;
+
+	if (uffd_negotiated_features(uffd, &features) == 0 && !(features & UFFD_FEATURE_EVENT_REMOVE))
+		log_warning(fork->session->name,
+			    "its VMM negotiated no EVENT_REMOVE: pages that it gives back before they were ever touched "
+			    "would come back with the template's bytes; negotiate it if the guest has a balloon");
+}
+
+/* The peer's descriptors pass to the session only at the end, so that a refusal leaves nothing behind. */
+static int start(struct server *server, struct fork *fork, struct peer *peer, struct handshake *handshake, int pidfd,
+		 struct error *err)
+{
+	bool negotiated_now = false;
+	int r = take_uffd(server, peer, &negotiated_now, err);
+	if (r == 0)
+		r = regions_validate(handshake->regions, handshake->region_count, fork->template->size, err);
+	if (r == 0)
+		r = template_check_unchanged(fork->template, err);
+	if (r == 0)
+		r = register_regions(peer->uffd, negotiated_now, handshake->regions, handshake->region_count, err);
+	if (r == 0)
+		r = copy_regions(fork, handshake->regions, handshake->region_count, err);
+	if (r < 0)
+		return r;
+
+	struct guest_memory *memory;
+	r = guest_memory_new(peer->uffd, handshake->regions, handshake->region_count, &memory);
+	if (r < 0)
+		return error_set(err, r, "io_error", "out of memory");
+	peer->uffd = -1;
+	handshake->regions = NULL;
+
+	r = session_new(fork->id, peer->pid, pidfd, memory, fork->template, fork->record, &fork->session);
+	if (r < 0) {
+		guest_memory_free(memory);
+		return error_set(err, r, "io_error", "out of memory");
+	}
+	warn_without_remove_events(fork, memory->fd);
+	fork->pager = choose_pager(server, peer->pid);
+	return 0;
+}
+
+int fork_start_session(struct server *server, struct fork *fork, struct peer *peer, struct error *err)
+{
+	struct handshake handshake;
+	int r = handshake_parse(peer->text, peer->size, server->host_page_size, &handshake, err);
+	if (r < 0)
+		return r;
+
+	_cleanup_close_ int pidfd = open_process(peer, err);
+	r = pidfd < 0 ? pidfd : start(server, fork, peer, &handshake, pidfd, err);
+	free(handshake.regions);
+	if (r < 0)
+		return r;
+	pidfd = -1; /* the session's now */
+	fork->handshake = handshake.kind;
+	fork->pid = peer->pid;
+	return 0;
+}
+
+bool fork_process_ended(const struct fork *fork)
+{
+	struct pollfd poll_fd = { .fd = fork->session->pidfd, .events = POLLIN };
+
+	return poll(&poll_fd, 1, 0) > 0 && (poll_fd.revents & POLLIN);
+}
+
+bool fork_memory_mapped(const struct fork *fork)
+{
+	struct guest_memory *memory = fork->session->memory;
+	bool mapped = false;
+
+	guest_memory_enter(memory);
+	for (size_t i = 0; i < memory->map.count && !mapped; i++) {
+		const struct map_piece *piece = &memory->map.pieces[i];
+		uint64_t last = piece->length / piece->page_size - 1;
+		const uint64_t samples[] = { 0, last / 2, last };
+		for (size_t k = 0; k < 3 && !mapped; k++)
+			mapped = uffd_is_registered(memory->fd, piece->address + samples[k] * piece->page_size,
+						    piece->page_size) == 1;
+	}
+	guest_memory_leave(memory);
+	return mapped;
+}

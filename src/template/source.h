@@ -1,0 +1,52 @@
+/*
+ * Where pages come from: a memory image behind one small interface.
+ *
+ *	open ──► read_now ⟲ ── not in memory ──► submit ──► done (on the submitting thread)
+ *	  └────► read ⟲ (threads that may wait: prefetch)
+ *	  └────► close, when nothing is under way any more
+ *
+ * All but close may be called from several threads at once. Reads past the image's end give zeros, so that an image whose size is not a
+ * multiple of the page size ends in zeros; reads that the image should have satisfied and did not are errors, never zeros.
+ */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "template/io.h"
+
+struct source;
+
+struct source_ops {
+	const char *name;
+	/* LENGTH bytes at OFFSET, all within the image. 0; -EAGAIN: not in memory, or not to be had without waiting; else an error. */
+	int (*read_now)(struct source *source, void *buffer, size_t length, uint64_t offset);
+	/* The same, waiting as long as it takes. */
+	int (*read)(struct source *source, void *buffer, size_t length, uint64_t offset);
+	/* Starts READ, whose buffer, offset, length and done are set. 0 or -EBUSY. */
+	int (*submit)(struct source *source, struct io *io, struct io_read *read);
+	void (*close)(struct source *source);
+};
+
+/* Embedded in every source. */
+struct source {
+	const struct source_ops *ops;
+	uint64_t size; /* bytes of the image, fixed when it was opened */
+};
+
+/* The image in the file FD, which the source takes on success. */
+int source_file_new(int fd, struct source **ret, struct error *err);
+/* An image of SIZE zero bytes: measures what everything but reading costs. */
+int source_null_new(uint64_t size, struct source **ret, struct error *err);
+/*
+ * A test aid around INNER, which it takes on success: SPEC is a list of delay=TIME (us, ms, s), rate=BYTES/s (kB, MB, GB), error=OFFSET+LENGTH
+ * (may come several times). Nothing that it gives is ever in memory. -EINVAL with code "bad_inject".
+ */
+int source_inject_new(struct source *inner, const char *spec, struct source **ret, struct error *err);
+
+int source_read_now(struct source *source, void *buffer, size_t length, uint64_t offset);
+int source_read(struct source *source, void *buffer, size_t length, uint64_t offset);
+int source_submit(struct source *source, struct io *io, struct io_read *read);
+/* NULL is fine. */
+void source_close(struct source *source);

@@ -1,0 +1,89 @@
+/* An image in a file: from the page cache at once, else by io_uring. */
+#include <errno.h>
+#include <linux/magic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "template/source.h"
+
+struct source_file {
+	struct source source;
+	int fd;
+	bool memory_backed; /* tmpfs and the like: reading never waits for a device */
+};
+
+static int read_now(struct source *source, void *buffer, size_t length, uint64_t offset)
+{
+	struct source_file *file = (struct source_file *)source;
+	struct iovec iov = { .iov_base = buffer, .iov_len = length };
+	ssize_t n = preadv2(file->fd, &iov, 1, (off_t)offset, RWF_NOWAIT);
+
+	if (n < 0 && errno == EOPNOTSUPP && file->memory_backed)
+		n = preadv2(file->fd, &iov, 1, (off_t)offset, 0);
+	if (n == (ssize_t)length)
+		return 0;
+	if (n == 0)
+		return -ENODATA; /* the image has become shorter */
+	/* A part: only that is in memory, or the file ends there now. The slow way finds out. */
+	return n > 0 || errno == EOPNOTSUPP || errno == EINTR ? -EAGAIN : -errno;
+}
+
+static int read_waiting(struct source *source, void *buffer, size_t length, uint64_t offset)
+{
+	struct source_file *file = (struct source_file *)source;
+	size_t got = 0;
+
+	while (got < length) {
+		ssize_t n = pread(file->fd, (char *)buffer + got, length - got, (off_t)(offset + got));
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -ENODATA;
+		got += (size_t)n;
+	}
+	return 0;
+}
+
+static int submit(struct source *source, struct io *io, struct io_read *read)
+{
+	read->fd = ((struct source_file *)source)->fd;
+	return io_submit(io, read);
+}
+
+static void close_file(struct source *source)
+{
+	struct source_file *file = (struct source_file *)source;
+
+	close(file->fd);
+	free(file);
+}
+
+static const struct source_ops file_ops = {
+	.name = "file",
+	.read_now = read_now,
+	.read = read_waiting,
+	.submit = submit,
+	.close = close_file,
+};
+
+int source_file_new(int fd, struct source **ret, struct error *err)
+{
+	struct stat st;
+	struct statfs fs;
+
+	if (fstat(fd, &st) < 0 || fstatfs(fd, &fs) < 0)
+		return error_set(err, -errno, "io_error", "cannot examine the memory image: %s", strerror(errno));
+
+	struct source_file *file = calloc(1, sizeof *file);
+	if (!file)
+		return error_set(err, -ENOMEM, "io_error", "out of memory");
+	file->source = (struct source){ .ops = &file_ops, .size = (uint64_t)st.st_size };
+	file->fd = fd;
+	file->memory_backed = fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC || fs.f_type == HUGETLBFS_MAGIC;
+	*ret = &file->source;
+	return 0;
+}

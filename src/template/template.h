@@ -1,0 +1,43 @@
+/* A template: an immutable memory image by name, and the file that remembers it across restarts of the server. */
+#pragma once
+
+#include <stdint.h>
+#include <sys/types.h>
+#include <time.h>
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "template/source.h"
+
+/* Reference-counted: the store and every fork hold one. All but the count is fixed once it is opened. */
+struct template {
+	char *name;
+	char *memory, *state, *hot_list, *inject; /* absolute paths; the last three may be NULL */
+	struct source *source;
+
+	/* The image as it was when it was opened: a fork gets no page of one that has changed since. */
+	int memory_fd; /* the source's, for fstat */
+	dev_t device;
+	ino_t inode;
+	uint64_t size;
+	struct timespec modified;
+
+	_Atomic unsigned refs;
+};
+
+/* Opens the image and checks all paths. Codes: bad_memory, bad_state, bad_hot_list, bad_inject, io_error. */
+int template_open(const char *name, const char *memory, const char *state, const char *hot_list, const char *inject,
+		  struct template **ret, struct error *err);
+struct template *template_ref(struct template *template);
+void template_unref(struct template *template);
+DEFINE_CLEANUP(struct template, template_unref)
+#define _cleanup_template_ _cleanup_(cleanup_template_unref)
+
+/* Whether the image is still the one that was opened: size, and time of modification. -ESTALE with code "template_changed". */
+int template_check_unchanged(const struct template *template, struct error *err);
+
+/* DIR/NAME.json, written whole or not at all. */
+int template_save(const struct template *template, const char *dir, struct error *err);
+int template_forget(const char *name, const char *dir, struct error *err);
+/* Reads DIR/NAME.json and opens the template. */
+int template_load(const char *name, const char *dir, struct template **ret, struct error *err);

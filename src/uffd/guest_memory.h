@@ -1,0 +1,88 @@
+/*
+ * A fork's memory behind one userfaultfd: regions, page states, and the gate that keeps removed pages removed.
+ *
+ * The gate. Reading a REMOVE event lets the guest's madvise() go on: from then on a copy into that range would bring stale bytes
+ * back, also one that was already on its way (before Linux 6.9 the kernel does not hold these apart). So pages are put in
+ * with the gate held shared, and messages are read, and their events applied, with it held exclusively. Readers come first.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "uffd/page_state.h"
+#include "uffd/regions.h"
+#include "uffd/uffd.h"
+
+struct guest_memory {
+	int fd; /* owned */
+	struct region *regions; /* owned; fixed */
+	size_t region_count;
+	uint64_t page_count;
+	struct page_states *states;
+
+	pthread_rwlock_t gate;
+	struct address_map map; /* changed with the gate held exclusively */
+	bool fixed_map;		/* the map is as at the handshake: pages are found without a search */
+
+	_Atomic uint64_t removed_pages;
+	_Atomic uint64_t demands; /* goes up with every batch of demand faults: prefetch takes smaller steps beside them */
+
+	pthread_mutex_t event_lock; /* innermost */
+	pthread_cond_t event_read;
+	uint64_t events_read; /* under event_lock */
+};
+
+/* Takes FD and REGIONS (allocated, validated), on success only. */
+int guest_memory_new(int fd, struct region *regions, size_t count, struct guest_memory **ret);
+void guest_memory_free(struct guest_memory *memory);
+
+static inline void guest_memory_enter(struct guest_memory *memory)
+{
+	pthread_rwlock_rdlock(&memory->gate);
+}
+
+static inline void guest_memory_leave(struct guest_memory *memory)
+{
+	pthread_rwlock_unlock(&memory->gate);
+}
+
+/* The piece for a page number; the gate is held. NULL: unmapped. */
+const struct map_piece *guest_memory_piece(const struct guest_memory *memory, uint64_t page);
+
+/* How a supply ended; the pages before that are in place. */
+enum supply_outcome {
+	SUPPLY_DONE,
+	SUPPLY_RETRY,	  /* an event has to be read first: try again from the first page that is missing */
+	SUPPLY_GONE,	  /* the VMM is ending */
+	SUPPLY_NO_MEMORY, /* the VMM's memory limit or hugetlbfs pool */
+	SUPPLY_FAILED,	  /* see error */
+};
+
+struct supply {
+	enum supply_outcome outcome;
+	uint64_t copied;  /* pages that this call put there */
+	uint64_t present; /* pages that were there already; their waiters were woken */
+	uint64_t skipped; /* pages that are unmapped now */
+	int error;
+};
+
+/* Puts COUNT pages, whose bytes stand at DATA, from page number PAGE on; they lie in one piece. The gate is held shared. */
+struct supply guest_memory_supply(struct guest_memory *memory, uint64_t page, uint64_t count, const void *data);
+/* Makes one page zero. The gate is held shared. */
+struct supply guest_memory_zero(struct guest_memory *memory, uint64_t page);
+/* Makes touching the page a SIGBUS. SUPPLY_FAILED where the kernel can't (before Linux 6.6). The gate is held shared. */
+struct supply guest_memory_poison(struct guest_memory *memory, uint64_t page);
+
+/*
+ * Reads up to COUNT messages and applies the events among them, with the gate held exclusively; the faults are the caller's to serve.
+ * FORK: the child is not served. Its absent pages are poisoned, its descriptor is closed and -1 in the message; where the kernel
+ * can't poison, the descriptor stays open, or the child would read zeros, and is the caller's. Messages read (0: none there), or
+ * negative errno.
+ */
+int guest_memory_read(struct guest_memory *memory, struct uffd_msg *messages, size_t count);
+
+/* Waits, at most TIMEOUT_NS, until messages have been read after SEEN (see guest_memory_events). */
+void guest_memory_wait_event(struct guest_memory *memory, uint64_t seen, uint64_t timeout_ns);
+uint64_t guest_memory_events(struct guest_memory *memory);
