@@ -54,8 +54,7 @@ int api_client_new(const char *run_dir, struct api_client **ret, struct error *e
 	if (strlen(client->socket_path) >= sizeof(((struct sockaddr_un *)NULL)->sun_path))
 		return error_set(err, -ENAMETOOLONG, "bad_run_dir",
 				 "the run directory %s is too long a path for a socket in it: choose one of at most %zu bytes",
-				 run_dir,
-				 sizeof(((struct sockaddr_un *)NULL)->sun_path) - 1 - strlen("/control.sock"));
+				 run_dir, sizeof(((struct sockaddr_un *)NULL)->sun_path) - 1 - strlen("/control.sock"));
 	*ret = TAKE_PTR(client);
 	return 0;
 }
@@ -215,9 +214,8 @@ int api_exit_code(const struct error *err)
 		const char *code;
 		enum exit_code exit_code;
 	} table[] = {
-		{ "usage", EXIT_USAGE },	      { "no_server", EXIT_NO_SERVER },
-		{ "template_unknown", EXIT_UNKNOWN }, { "fork_unknown", EXIT_UNKNOWN },
-		{ "timeout", EXIT_TIMEOUT },
+		{ "usage", EXIT_USAGE },	  { "no_server", EXIT_NO_SERVER }, { "template_unknown", EXIT_UNKNOWN },
+		{ "fork_unknown", EXIT_UNKNOWN }, { "timeout", EXIT_TIMEOUT },
 	};
 
 	for (size_t i = 0; i < sizeof table / sizeof *table; i++)
@@ -238,7 +236,12 @@ int api_absolute_path(const char *path, char **ret, struct error *err)
 				 strerror(errno), path);
 	while (directory && !strncmp(path, "./", 2))
 		path += 2 + strspn(path + 2, "/");
-	if (asprintf(ret, "%s%s%s", directory ?: "", directory && strcmp(directory, "/") ? "/" : "", path) < 0)
+	if (!strcmp(path, "."))
+		path = "";
+
+	bool slash = directory && *path && strcmp(directory, "/");
+
+	if (asprintf(ret, "%s%s%s", directory ?: "", slash ? "/" : "", path) < 0)
 		return error_set(err, -ENOMEM, "no_memory", "there is not enough memory for the path %s", path);
 	return 0;
 }

@@ -72,8 +72,7 @@ static int run_show(const struct cli_args *args)
 {
 	_cleanup_client_call_ struct client_call call = { .args = args };
 
-	return finish_with(&call,
-			   client_call_named(&call, "GET", "/v1/forks/", args->arguments[0], "", API_TIMEOUT_S),
+	return finish_with(&call, client_call_named(&call, "GET", "/v1/forks/", args->arguments[0], "", API_TIMEOUT_S),
 			   fork_print);
 }
 
@@ -96,13 +95,15 @@ static int run_wait(const struct cli_args *args)
 	if (!milestone)
 		return cli_usage_error(args, "--for MILESTONE is missing");
 	if (!is_one_of(milestone, milestones))
-		return cli_usage_error(args, "--for is 'connected', 'prefetched', 'ready' or 'gone', not '%s'", milestone);
+		return cli_usage_error(args, "--for is 'connected', 'prefetched', 'ready' or 'gone', not '%s'",
+				       milestone);
 	if (timeout) {
 		char *end;
 
 		seconds = strtod(timeout, &end);
 		if (end == timeout || *end || strspn(timeout, "0123456789.") != strlen(timeout) || seconds > 86400)
-			return cli_usage_error(args, "--timeout is a number of seconds from 0 to 86400, not '%s'", timeout);
+			return cli_usage_error(args, "--timeout is a number of seconds from 0 to 86400, not '%s'",
+					       timeout);
 	}
 	snprintf(suffix, sizeof suffix, "/wait?for=%s&timeout_s=%.3f", milestone, seconds);
 	return finish_with(&call,
@@ -126,7 +127,8 @@ static int run_prefetch(const struct cli_args *args)
 
 	client_add_path(&call, "hot_list", args->arguments[1]);
 	return finish_with(&call,
-			   client_call_named(&call, "POST", "/v1/forks/", args->arguments[0], "/prefetch", API_TIMEOUT_NONE),
+			   client_call_named(&call, "POST", "/v1/forks/", args->arguments[0], "/prefetch",
+					     API_TIMEOUT_NONE),
 			   fork_print_prefetched);
 }
 

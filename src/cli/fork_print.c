@@ -121,8 +121,8 @@ void fork_print(const json_t *fork)
 
 void fork_print_list(const json_t *answer)
 {
-	static const char *const headings[] = { "ID",	   "TEMPLATE",	  "STATE",     ">PID",	  ">FAULTS",
-						">COPIED", ">PREFETCHED", ">RECORDED", ">STALL",  "PREFETCH" };
+	static const char *const headings[] = { "ID",	   "TEMPLATE",	  "STATE",     ">PID",	 ">FAULTS",
+						">COPIED", ">PREFETCHED", ">RECORDED", ">STALL", "PREFETCH" };
 	struct cli_table *table = cli_table_new(headings, sizeof headings / sizeof *headings);
 	const json_t *fork;
 	size_t i;

@@ -7,8 +7,8 @@
 #include <sys/stat.h>
 
 #include "base/checked.h"
-#include "cli/api_client.h"
 #include "cli/cli.h"
+#include "cli/client.h"
 #include "cli/hotlist.h"
 #include "cli/options.h"
 #include "hotlist/hotlist.h"
@@ -132,24 +132,18 @@ static int find_image(const char *path, struct image *ret, struct error *err)
 
 static int find_template(const struct cli_args *args, const char *name, struct image *ret, struct error *err)
 {
-	_cleanup_api_client_ struct api_client *client = NULL;
-	_cleanup_api_reply_ struct api_reply reply = { 0 };
-	_cleanup_free_ char *path = NULL;
+	_cleanup_client_call_ struct client_call call = { .args = args };
 	const char *memory;
 	json_int_t size;
 
-	int r = api_client_new(args->run_dir, &client, err);
-	if (r < 0)
+	int r = client_call_named(&call, "GET", "/v1/templates/", name, "", API_TIMEOUT_S);
+	if (r < 0) {
+		*err = call.err;
 		return r;
-	r = api_path("/v1/templates/", name, "", &path, err);
-	if (r < 0)
-		return r;
-	r = api_call(client, "GET", path, NULL, API_TIMEOUT_S, &reply, err);
-	if (r < 0)
-		return r;
-	if (json_unpack(reply.json, "{s:s,s:I}", "memory", &memory, "memory_size", &size) || size < 0)
+	}
+	if (json_unpack(call.reply.json, "{s:s,s:I}", "memory", &memory, "memory_size", &size) || size < 0)
 		return error_set(err, -EPROTO, "bad_answer",
-				 "the server's answer has no memory and memory_size of template %s: it is of another version",
+				 "the server's answer does not say where the memory of template %s is: it is of another version",
 				 name);
 	char *copy = strdup(memory);
 	if (!copy)

@@ -192,7 +192,8 @@ static int print_command_help(const struct cli_command *command)
 {
 	bool client = false;
 
-	printf("Usage: faultline %s ACTION [ARGUMENT...] [OPTION...]\n\n%s\n\nActions:\n", command->name, command->summary);
+	printf("Usage: faultline %s ACTION [ARGUMENT...] [OPTION...]\n\n%s\n\nActions:\n", command->name,
+	       command->summary);
 	for (const struct cli_action *a = command->actions; a->name; a++) {
 		char name[80];
 

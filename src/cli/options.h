@@ -24,15 +24,15 @@ struct cli_action {
 	const char *arguments; /* "ID LIST", in order; all are required, but "IN..." at the end takes one or more */
 	const char *summary;   /* half a sentence for the list of actions */
 	const char *details;   /* more for its own --help; may be NULL */
-	const struct cli_option *options; /* ends with a row without a name; may be NULL */
+	const struct cli_option *options;	 /* ends with a row without a name; may be NULL */
 	int (*run)(const struct cli_args *args); /* returns the process's exit code */
-	bool client; /* talks to a server: takes --run-dir and --json too */
+	bool client;				 /* talks to a server: takes --run-dir and --json too */
 };
 
 struct cli_command {
-	const char *name;    /* "fork" */
-	const char *summary; /* one sentence */
-	const char *details; /* more for its --help; may be NULL */
+	const char *name;		  /* "fork" */
+	const char *summary;		  /* one sentence */
+	const char *details;		  /* more for its --help; may be NULL */
 	const struct cli_action *actions; /* ends with a row without a name */
 };
 

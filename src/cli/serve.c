@@ -48,7 +48,8 @@ static int set_up_log(const struct cli_args *args)
 	if (strcmp(format, "text") && strcmp(format, "json"))
 		return cli_usage_error(args, "--log-format is 'text' or 'json', not '%s'", format);
 	if (level < 0)
-		return cli_usage_error(args, "--log-level is 'error', 'warning', 'info' or 'debug', not '%s'", level_name);
+		return cli_usage_error(args, "--log-level is 'error', 'warning', 'info' or 'debug', not '%s'",
+				       level_name);
 	log_setup((enum log_level)level, !strcmp(format, "json"));
 	return EXIT_OK;
 }
@@ -114,7 +115,8 @@ static int run(const struct cli_args *args)
 }
 
 static const struct cli_option options[] = {
-	{ "run-dir", 0, "DIR", "its sockets and state; made with mode 0700 (default: $FAULTLINE_RUN_DIR, or /run/faultline)" },
+	{ "run-dir", 0, "DIR",
+	  "its sockets and state; made with mode 0700 (default: $FAULTLINE_RUN_DIR, or /run/faultline)" },
 	{ "cpus", 0, "LIST", "CPUs that pagers stand on, like 0,2-3 (default: all that it may run on)" },
 	{ "log-format", 0, "FORMAT", "text (default) or json: one object a line, on stderr" },
 	{ "log-level", 0, "LEVEL", "error, warning, info (default) or debug" },
@@ -131,9 +133,10 @@ int cli_serve(int argc, char **argv)
 	static const struct cli_command command = {
 		.name = "serve",
 		.summary = "Runs the page server in the foreground until SIGTERM or SIGINT.",
-		.details = "It tells systemd when it is ready (Type=notify). Where it stops while forks live, it ends their VMMs\n"
-			   "first: a guest without its server would go on with wrong memory. Two servers can't share a run\n"
-			   "directory.",
+		.details =
+			"It tells systemd when it is ready (Type=notify). Where it stops while forks live, it ends their VMMs\n"
+			"first: a guest without its server would go on with wrong memory. Two servers can't share a run\n"
+			"directory.",
 		.actions = actions,
 	};
 

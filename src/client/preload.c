@@ -165,8 +165,8 @@ static int attempt_connect(struct attempt *attempt, const char *path)
 	setsockopt(attempt->socket, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
 	if (connect(attempt->socket, (struct sockaddr *)&address, sizeof address) < 0)
 		return attempt_failed(attempt, errno, path,
-				      "Is `faultline serve` running, has `faultline fork create` made this fork, and "
-				      "may this user connect");
+				      "Run `faultline serve`, make the fork with `faultline fork create`, and see that this "
+				      "user may connect");
 	return 0;
 }
 
@@ -297,12 +297,6 @@ static bool same_file(const struct stat *a, const struct stat *b)
 	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
-/* Whether this maps guest memory from a file, as far as the arguments tell. */
-static bool could_be_image(const struct mapping *m)
-{
-	return (m->flags & MAP_FIXED) && !(m->flags & MAP_ANONYMOUS) && (m->protection & PROT_WRITE) && m->fd >= 0;
-}
-
 /* Which file is the image, where FAULTLINE_MEMORY says so. */
 static void find_named_image(void)
 {
@@ -334,7 +328,7 @@ static void *map_image(const struct mapping *m)
 	if (memory.by_name ? !same_file(&file, &memory.image) : shared || m->length < UNNAMED_IMAGE_MIN)
 		return map(m);
 	if (shared) {
-		say("the image is mapped shared: the guest writes into it, and no page server is used. Was share=off meant");
+		say("the image is mapped shared: the guest writes into it, and no page server is used; share=off was probably meant");
 		return map(m);
 	}
 	if (memory.decided) {
@@ -353,46 +347,62 @@ static void *map_image(const struct mapping *m)
 	return result;
 }
 
-EXPORT void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset)
+static void *map_or_supply(const struct mapping *m)
 {
-	struct mapping m = { address, length, protection, flags, fd, offset };
+	bool could_be_image =
+		(m->flags & MAP_FIXED) && !(m->flags & MAP_ANONYMOUS) && (m->protection & PROT_WRITE) && m->fd >= 0;
 
-	return could_be_image(&m) ? map_image(&m) : map(&m);
-}
-
-EXPORT void *mmap64(void *address, size_t length, int protection, int flags, int fd, off64_t offset)
-{
-	return mmap(address, length, protection, flags, fd, offset);
-}
-
-/* Huge pages would be filled around the one page that was asked for, and not from the image. */
-EXPORT int madvise(void *address, size_t length, int advice)
-{
-	if (advice == MADV_HUGEPAGE) {
-		LOCK_SCOPE(&memory.lock);
-		uintptr_t start = (uintptr_t)address;
-		if (start < memory.start + memory.size && start + length > memory.start)
-			return 0;
-	}
-	return advise(address, length, advice);
+	return could_be_image ? map_image(m) : map(m);
 }
 
 /*
  * QEMU gives ballooned memory up by cutting a hole into the image (although others use it too) and then by MADV_DONTNEED. The
  * second alone is right here: the server learns of it, and the pages are zeros from then on.
  */
+static bool cuts_into_image(int fd, int mode)
+{
+	struct stat file;
+
+	if (!(mode & FALLOC_FL_PUNCH_HOLE))
+		return false;
+	LOCK_SCOPE(&memory.lock);
+	return memory.size && fstat(fd, &file) == 0 && same_file(&file, &memory.image);
+}
+
+/* Huge pages would be filled around the one page that was asked for, and not from the image. */
+static bool wants_huge_pages_here(void *address, size_t length, int advice)
+{
+	uintptr_t start = (uintptr_t)address;
+
+	if (advice != MADV_HUGEPAGE)
+		return false;
+	LOCK_SCOPE(&memory.lock);
+	return start < memory.start + memory.size && start + length > memory.start;
+}
+
+/* The functions that stand in front of the C library's. None calls another: that might be somebody else's. */
+
+EXPORT void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset)
+{
+	return map_or_supply(&(struct mapping){ address, length, protection, flags, fd, offset });
+}
+
+EXPORT void *mmap64(void *address, size_t length, int protection, int flags, int fd, off64_t offset)
+{
+	return map_or_supply(&(struct mapping){ address, length, protection, flags, fd, offset });
+}
+
+EXPORT int madvise(void *address, size_t length, int advice)
+{
+	return wants_huge_pages_here(address, length, advice) ? 0 : advise(address, length, advice);
+}
+
 EXPORT int fallocate(int fd, int mode, off_t offset, off_t length)
 {
-	if (mode & FALLOC_FL_PUNCH_HOLE) {
-		LOCK_SCOPE(&memory.lock);
-		struct stat file;
-		if (memory.size && fstat(fd, &file) == 0 && same_file(&file, &memory.image))
-			return 0;
-	}
-	return (int)syscall(SYS_fallocate, fd, mode, offset, length);
+	return cuts_into_image(fd, mode) ? 0 : (int)syscall(SYS_fallocate, fd, mode, offset, length);
 }
 
 EXPORT int fallocate64(int fd, int mode, off64_t offset, off64_t length)
 {
-	return fallocate(fd, mode, offset, length);
+	return cuts_into_image(fd, mode) ? 0 : (int)syscall(SYS_fallocate, fd, mode, offset, length);
 }

@@ -35,9 +35,8 @@ struct connections {
 static uint64_t expire(struct connections *connections, uint64_t now)
 {
 	uint64_t next = 0;
-	struct connection *c;
 
-	LIST_FOREACH(c, &connections->list, link) {
+	for (struct connection *c = LIST_FIRST(&connections->list); c; c = LIST_NEXT(c, link)) {
 		if (c->deadline_ns && c->deadline_ns <= now) {
 			/* Its thread sees the end of the stream, and closes it. */
 			shutdown(c->fd, SHUT_RDWR);

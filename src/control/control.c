@@ -45,7 +45,7 @@ struct control {
 
 	pthread_mutex_t lock; /* protects the rest; a leaf */
 	pthread_cond_t drained;
-	unsigned active; /* requests between their first line and their end */
+	unsigned active; /* requests that are complete and whose answer isn't read yet */
 	bool stopping;
 };
 
@@ -56,6 +56,7 @@ struct exchange {
 	struct error error; /* of a request line that can't be taken apart */
 	bool failed;
 	bool headers_done;
+	bool active; /* counted in control->active */
 };
 
 static void control_free(struct control *control)
@@ -76,6 +77,21 @@ static bool is_stopping(struct control *control)
 {
 	LOCK_SCOPE(&control->lock);
 	return control->stopping;
+}
+
+/* Returns whether the server is stopping. */
+static bool begin_active(struct control *control)
+{
+	LOCK_SCOPE(&control->lock);
+	control->active++;
+	return control->stopping;
+}
+
+static void end_active(struct control *control)
+{
+	LOCK_SCOPE(&control->lock);
+	if (!--control->active)
+		pthread_cond_signal(&control->drained);
 }
 
 /* ---- answers ---- */
@@ -133,7 +149,8 @@ static void find_reply(struct exchange *exchange, bool stopping, struct reply *r
 		reply_error(ret, &exchange->error);
 	} else if (exchange->request.body_size > REQUEST_BODY_MAX) {
 		error_set(&err, 0, "body_too_large",
-			  "the body is larger than %u bytes: a hot list is named by its path, not sent", REQUEST_BODY_MAX);
+			  "the body is larger than %u bytes: a hot list is named by its path, not sent",
+			  REQUEST_BODY_MAX);
 		reply_error(ret, &err);
 	} else if (stopping) {
 		error_set(&err, 0, "shutting_down", "the server is stopping: start it again first");
@@ -147,8 +164,7 @@ static void find_reply(struct exchange *exchange, bool stopping, struct reply *r
 
 static struct connection *connection_of(struct MHD_Connection *connection)
 {
-	const union MHD_ConnectionInfo *info =
-		MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+	const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
 
 	return info ? info->socket_context : NULL;
 }
@@ -187,9 +203,6 @@ static void *on_request_line(void *data, const char *target, struct MHD_Connecti
 	exchange->request.connection_fd = fd_of(connection);
 	exchange->failed = request_set_target(&exchange->request, target, &exchange->error) < 0;
 	connection_allow(connection_of(connection), REQUEST_TIME_NS);
-
-	LOCK_SCOPE(&control->lock);
-	control->active++;
 	return exchange;
 }
 
@@ -202,14 +215,12 @@ static void on_completed(void *data, struct MHD_Connection *connection, void **c
 	(void)code;
 	if (!exchange)
 		return;
+	connection_allow(connection_of(connection), IDLE_TIME_NS);
+	if (exchange->active)
+		end_active(control);
 	request_clear(&exchange->request);
 	free(exchange);
 	*context = NULL;
-	connection_allow(connection_of(connection), IDLE_TIME_NS);
-
-	LOCK_SCOPE(&control->lock);
-	if (!--control->active)
-		pthread_cond_signal(&control->drained);
 }
 
 /* Called once with the headers, then for each piece of the body, then once more. */
@@ -236,8 +247,9 @@ static enum MHD_Result on_request(void *data, struct MHD_Connection *connection,
 		return r < 0 ? MHD_NO : MHD_YES;
 	}
 
-	bool stopping = is_stopping(control);
+	bool stopping = begin_active(control);
 
+	exchange->active = true;
 	connection_allow(connection_of(connection), 0);
 	find_reply(exchange, stopping, &reply);
 	connection_allow(connection_of(connection), REPLY_TIME_NS);

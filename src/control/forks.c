@@ -82,16 +82,19 @@ int handle_forks_create(struct request *request, struct reply *reply, struct err
 	struct fork_spec spec = { .uid = (uid_t)-1 };
 	const char *prefetch = NULL;
 	const struct member members[] = {
-		{ "template", MEMBER_STRING, true, &spec.template }, { "id", MEMBER_STRING, false, &spec.id },
-		{ "record", MEMBER_BOOL, false, &spec.record },	     { "prefetch", MEMBER_STRING, false, &prefetch },
-		{ "hot_list", MEMBER_PATH, false, &spec.hot_list },  { "dir", MEMBER_PATH, false, &spec.dir },
+		{ "template", MEMBER_STRING, true, &spec.template },
+		{ "id", MEMBER_STRING, false, &spec.id },
+		{ "record", MEMBER_BOOL, false, &spec.record },
+		{ "prefetch", MEMBER_STRING, false, &prefetch },
+		{ "hot_list", MEMBER_PATH, false, &spec.hot_list },
+		{ "dir", MEMBER_PATH, false, &spec.dir },
 		{ "uid", MEMBER_UID, false, &spec.uid },
 	};
 	int r = request_read_body(request, members, sizeof members / sizeof *members, err);
 
 	if (r >= 0)
-		r = prefetch ? parse_prefetch(prefetch, &spec.prefetch, err) :
-			       default_prefetch(request->server, &spec, err);
+		r = prefetch ? parse_prefetch(prefetch, &spec.prefetch, err)
+			     : default_prefetch(request->server, &spec, err);
 	if (r >= 0)
 		r = server_fork_create(request->server, &spec, &info, err);
 	return r < 0 ? r : reply_fork(reply, 201, &info, err);
@@ -145,8 +148,9 @@ static int wait_in_slices(struct request *request, enum fork_milestone milestone
 		uint64_t now = now_ns();
 
 		if (now >= end)
-			return error_set(err, -ETIMEDOUT, "timeout", "fork %s was not %s within %g s", ROUTE_NAME(request),
-					 request_query(request, "for"), (double)timeout_ns / (double)NSEC_PER_SEC);
+			return error_set(err, -ETIMEDOUT, "timeout", "fork %s was not %s within %g s",
+					 ROUTE_NAME(request), request_query(request, "for"),
+					 (double)timeout_ns / (double)NSEC_PER_SEC);
 		left = end - now;
 	}
 }
@@ -163,8 +167,8 @@ int handle_fork_wait(struct request *request, struct reply *reply, struct error 
 	if (word == -ENODATA)
 		return error_set(err, -EINVAL, "bad_query",
 				 "the query parameter 'for' is missing: connected, prefetched, ready or gone");
-	int r = word < 0 ? word :
-			   request_query_seconds(request, "timeout_s", WAIT_DEFAULT_S, WAIT_MAX_S, &timeout_ns, err);
+	int r = word < 0 ? word
+			 : request_query_seconds(request, "timeout_s", WAIT_DEFAULT_S, WAIT_MAX_S, &timeout_ns, err);
 	if (r >= 0)
 		r = wait_in_slices(request, milestones[word], timeout_ns, &info, err);
 	return r < 0 ? r : reply_fork(reply, 200, &info, err);

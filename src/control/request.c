@@ -134,7 +134,8 @@ int request_check_query(const struct request *request, const char *const *allowe
 		const struct query_parameter *p = &request->query[i];
 
 		if (!is_listed(allowed, p->name))
-			return error_set(err, -EINVAL, "bad_query", "this request takes no query parameter '%.64s'", p->name);
+			return error_set(err, -EINVAL, "bad_query", "this request takes no query parameter '%.64s'",
+					 p->name);
 		if (request_query(request, p->name) != p->value)
 			return error_set(err, -EINVAL, "bad_query", "the query parameter '%s' is given twice", p->name);
 	}
@@ -156,7 +157,8 @@ int request_query_word(const struct request *request, const char *name, const ch
 			return i;
 		snprintf(all + n, sizeof all - n, "%s'%s'", i ? ", " : "", words[i]);
 	}
-	return error_set(err, -EINVAL, "bad_query", "the query parameter '%s' is one of %s, not '%.64s'", name, all, value);
+	return error_set(err, -EINVAL, "bad_query", "the query parameter '%s' is one of %s, not '%.64s'", name, all,
+			 value);
 }
 
 int request_query_seconds(const struct request *request, const char *name, unsigned default_s, unsigned max_s,
@@ -247,8 +249,8 @@ static int parse_body(struct request *request, struct error *err)
 		return error_set(err, -EINVAL, "bad_json", "the body nests more than %d brackets", REQUEST_DEPTH_MAX);
 	request->json = json_loadb(request->body, request->body_size, JSON_REJECT_DUPLICATES, &problem);
 	if (!request->json)
-		return error_set(err, -EINVAL, "bad_json", "the body is not valid JSON: line %d, column %d: %s", problem.line,
-				 problem.column, problem.text);
+		return error_set(err, -EINVAL, "bad_json", "the body is not valid JSON: line %d, column %d: %s",
+				 problem.line, problem.column, problem.text);
 	if (!json_is_object(request->json))
 		return error_set(err, -EINVAL, "bad_body", "the body is valid JSON, but not an object ({…})");
 	return 0;
@@ -363,12 +365,13 @@ int request_read_body(struct request *request, const struct member *members, siz
 		return r;
 	json_object_foreach(request->json, name, value)
 		if (!is_member(members, count, name))
-			return error_set(err, -EINVAL, "unknown_member", "the body has a member '%.64s', which this request does not know",
-					 name);
+			return error_set(err, -EINVAL, "unknown_member",
+					 "the body has a member '%.64s', which this request does not know", name);
 	for (size_t i = 0; i < count; i++) {
 		value = json_object_get(request->json, members[i].name);
 		if (!value && members[i].required)
-			return error_set(err, -EINVAL, "missing_member", "the body lacks the member '%s'", members[i].name);
+			return error_set(err, -EINVAL, "missing_member", "the body lacks the member '%s'",
+					 members[i].name);
 		r = value ? read_member(&members[i], value, err) : 0;
 		if (r < 0)
 			return r;

@@ -37,9 +37,9 @@ struct request {
 	size_t query_count;
 
 	char *body;
-	size_t body_size;     /* all that came, of which at most REQUEST_BODY_MAX bytes are kept */
+	size_t body_size; /* all that came, of which at most REQUEST_BODY_MAX bytes are kept */
 	size_t body_capacity;
-	json_t *json;	      /* the body parsed, by request_read_body */
+	json_t *json; /* the body parsed, by request_read_body */
 };
 
 void request_clear(struct request *request);

@@ -167,8 +167,8 @@ static int handle_routes(struct request *request, struct reply *reply, struct er
 static int handle_server(struct request *request, struct reply *reply, struct error *err)
 {
 	return reply_json(reply, 200,
-			  json_pack("{s:s,s:i,s:o,s:i,s:s}", "version", request->version, "pid", (int)getpid(), "run_dir",
-				    utf8_json(server_run_dir(request->server)), "pagers",
+			  json_pack("{s:s,s:i,s:o,s:i,s:s}", "version", request->version, "pid", (int)getpid(),
+				    "run_dir", utf8_json(server_run_dir(request->server)), "pagers",
 				    (int)server_pager_count(request->server), "observe_tier", OBSERVE_TIER_NONE),
 			  err);
 }

@@ -26,8 +26,14 @@ struct prefetch_engine {
 	pthread_cond_t wanted;
 	struct prefetch_job *queue, **queue_tail; /* under lock */
 	_Atomic bool stopping;
+	struct keeper *keeper;
 	unsigned worker_count;
-	pthread_t workers[];
+	struct worker {
+		pthread_t thread;
+		struct prefetch_engine *engine;
+		struct peek_section peeking;
+		void *buffer;
+	} workers[];
 };
 
 static void count(_Atomic uint64_t *counter, uint64_t n)
@@ -104,8 +110,39 @@ static int64_t put(struct prefetch_job *job, uint64_t page, uint64_t pages, cons
 	}
 }
 
+/* The same from the image's mapping, where the pages are known to be in memory. -EAGAIN: they are not. */
+static int64_t put_mapped(struct worker *worker, struct prefetch_job *job, uint64_t page, uint64_t pages, size_t size,
+			  uint64_t offset)
+{
+	int64_t done = -EAGAIN;
+
+	peek_begin(&worker->peeking);
+	const void *bytes = source_peek(job->source, size, offset, now_ns());
+	if (bytes)
+		done = put(job, page, pages, bytes);
+	peek_end(&worker->peeking);
+	return done == -EFAULT ? -EAGAIN : done;
+}
+
+static int64_t put_read(struct worker *worker, struct prefetch_job *job, uint64_t page, uint64_t pages, size_t page_size,
+			uint64_t offset)
+{
+	int r = source_read(job->source, worker->buffer, pages * page_size, offset);
+	if (r < 0 && pages > 1) {
+		/* Which of them is it? The others are still wanted. */
+		pages = 1;
+		r = source_read(job->source, worker->buffer, page_size, offset);
+	}
+	if (r < 0) {
+		job->first_error = job->first_error ?: r;
+		count(&job->unreadable, 1);
+		return 1;
+	}
+	return put(job, page, pages, worker->buffer);
+}
+
 /* One call's worth. 1: more to do, 0: the plan is through, negative errno: given up. */
-static int step(struct prefetch_job *job, void *buffer, uint64_t *budget)
+static int step(struct worker *worker, struct prefetch_job *job, uint64_t *budget)
 {
 	if (job->run == job->plan->count)
 		return 0;
@@ -132,20 +169,9 @@ static int step(struct prefetch_job *job, void *buffer, uint64_t *budget)
 		return 1; /* it has just been settled */
 
 	uint64_t offset = region->offset + (page - region->first_page) * region->page_size;
-	int r = source_read(job->source, buffer, pages * region->page_size, offset);
-	if (r < 0 && pages > 1) {
-		/* Which of them is it? The others are still wanted. */
-		pages = 1;
-		r = source_read(job->source, buffer, region->page_size, offset);
-	}
-	if (r < 0) {
-		job->first_error = job->first_error ?: r;
-		count(&job->unreadable, 1);
-		job->at++;
-		return 1;
-	}
-
-	int64_t done = put(job, page, pages, buffer);
+	int64_t done = put_mapped(worker, job, page, pages, pages * region->page_size, offset);
+	if (done == -EAGAIN)
+		done = put_read(worker, job, page, pages, region->page_size, offset);
 	if (done < 0)
 		return (int)done;
 	job->at += (uint64_t)done;
@@ -153,8 +179,9 @@ static int step(struct prefetch_job *job, void *buffer, uint64_t *budget)
 	return 1;
 }
 
-static void work_on(struct prefetch_engine *engine, struct prefetch_job *job, void *buffer)
+static void work_on(struct worker *worker, struct prefetch_job *job)
 {
+	struct prefetch_engine *engine = worker->engine;
 	uint64_t budget = SLICE_PAGES;
 	int r = 1;
 
@@ -167,7 +194,7 @@ static void work_on(struct prefetch_engine *engine, struct prefetch_job *job, vo
 		if (atomic_load_explicit(&engine->stopping, memory_order_relaxed))
 			r = -ECANCELED;
 		else
-			r = step(job, buffer, &budget);
+			r = step(worker, job, &budget);
 	}
 	if (r <= 0) {
 		job->done(job, r ?: job->first_error);
@@ -182,8 +209,8 @@ static void work_on(struct prefetch_engine *engine, struct prefetch_job *job, vo
 
 static void *worker_main(void *data)
 {
-	struct prefetch_engine *engine = data;
-	void *buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct worker *worker = data;
+	struct prefetch_engine *engine = worker->engine;
 
 	pthread_mutex_lock(&engine->lock);
 	for (;;) {
@@ -197,20 +224,34 @@ static void *worker_main(void *data)
 			engine->queue_tail = &engine->queue;
 		pthread_mutex_unlock(&engine->lock);
 
-		if (buffer == MAP_FAILED)
-			job->done(job, -ENOMEM);
-		else
-			work_on(engine, job, buffer);
+		work_on(worker, job);
 
 		pthread_mutex_lock(&engine->lock);
 	}
 	pthread_mutex_unlock(&engine->lock);
-	if (buffer != MAP_FAILED)
-		munmap(buffer, BUFFER_SIZE);
 	return NULL;
 }
 
-int prefetch_engine_new(unsigned workers, struct prefetch_engine **ret, struct error *err)
+static int start_worker(struct prefetch_engine *engine, struct worker *worker)
+{
+	void *buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (buffer == MAP_FAILED)
+		return -errno;
+
+	worker->engine = engine;
+	worker->buffer = buffer;
+	keeper_add_section(engine->keeper, &worker->peeking);
+	int r = pthread_create(&worker->thread, NULL, worker_main, worker);
+	if (r != 0) {
+		keeper_remove_section(engine->keeper, &worker->peeking);
+		munmap(buffer, BUFFER_SIZE);
+		return -r;
+	}
+	pthread_setname_np(worker->thread, "prefetch");
+	return 0;
+}
+
+int prefetch_engine_new(unsigned workers, struct keeper *keeper, struct prefetch_engine **ret, struct error *err)
 {
 	struct prefetch_engine *engine = calloc(1, sizeof *engine + workers * sizeof engine->workers[0]);
 	if (!engine)
@@ -218,12 +259,13 @@ int prefetch_engine_new(unsigned workers, struct prefetch_engine **ret, struct e
 	pthread_mutex_init(&engine->lock, NULL);
 	pthread_cond_init(&engine->wanted, NULL);
 	engine->queue_tail = &engine->queue;
+	engine->keeper = keeper;
 
 	for (; engine->worker_count < workers; engine->worker_count++) {
-		int r = pthread_create(&engine->workers[engine->worker_count], NULL, worker_main, engine);
-		if (r != 0) {
+		int r = start_worker(engine, &engine->workers[engine->worker_count]);
+		if (r < 0) {
 			prefetch_engine_free(engine);
-			return error_set(err, -r, "io_error", "cannot start a prefetch thread: %s", strerror(r));
+			return error_set(err, r, "io_error", "cannot start a prefetch thread: %s", strerror(-r));
 		}
 	}
 	*ret = engine;
@@ -238,8 +280,12 @@ void prefetch_engine_free(struct prefetch_engine *engine)
 	engine->stopping = true;
 	pthread_cond_broadcast(&engine->wanted);
 	pthread_mutex_unlock(&engine->lock);
-	for (unsigned i = 0; i < engine->worker_count; i++)
-		pthread_join(engine->workers[i], NULL);
+	for (unsigned i = 0; i < engine->worker_count; i++) {
+		struct worker *worker = &engine->workers[i];
+		pthread_join(worker->thread, NULL);
+		keeper_remove_section(engine->keeper, &worker->peeking);
+		munmap(worker->buffer, BUFFER_SIZE);
+	}
 	pthread_cond_destroy(&engine->wanted);
 	pthread_mutex_destroy(&engine->lock);
 	free(engine);

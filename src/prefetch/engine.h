@@ -9,7 +9,7 @@
 
 #include "base/error.h"
 #include "prefetch/plan.h"
-#include "template/source.h"
+#include "template/keeper.h"
 #include "uffd/guest_memory.h"
 
 struct prefetch_job {
@@ -36,7 +36,7 @@ struct prefetch_job {
 
 struct prefetch_engine;
 
-int prefetch_engine_new(unsigned workers, struct prefetch_engine **ret, struct error *err);
+int prefetch_engine_new(unsigned workers, struct keeper *keeper, struct prefetch_engine **ret, struct error *err);
 /* Ends what is under way (done gets -ECANCELED) and joins the workers. NULL is fine. */
 void prefetch_engine_free(struct prefetch_engine *engine);
 /* JOB's counts and the engine's members are zeroed here. */

@@ -355,6 +355,8 @@ void fork_connected(struct server *server, struct fork *fork)
 		fork_end(server, fork);
 		return;
 	}
+	keeper_guard(server->keeper, fork->template);
+	keeper_ask(server->keeper, fork->template);
 	if (server->stopping)
 		session_stop_vmm(fork->session, "the server is stopping");
 	if (fork->prefetch != PREFETCH_OFF)

@@ -108,6 +108,7 @@ struct server {
 	struct fork *dead_forks; /* to be freed after the batch */
 	struct peer *dead_peers;
 
+	struct keeper *keeper;
 	struct pager **pagers;
 	unsigned pager_count;
 	struct prefetch_engine *engine;

@@ -18,6 +18,7 @@
 /* One read takes up to so many messages; more wait for the next round, so that one fork cannot keep the others out. */
 #define BATCH_MESSAGES 64
 #define EPOLL_EVENTS   64
+#define SESSION_EVENTS (EPOLLIN | EPOLLET)
 
 /* Reads of pages that are not in memory, under way at once in one pager: enough to keep a fast disk busy. */
 #define SLOW_FAULTS_MAX 128
@@ -56,6 +57,8 @@ struct pager {
 	int cpu;
 	int epoll_fd;
 	int mailbox_fd;
+	struct keeper *keeper;
+	struct peek_section peeking;
 	struct io *io;
 	void *buffer;
 	uint64_t host_page_size;
@@ -330,13 +333,30 @@ static void serve_fault(struct pager *pager, struct session *s, uint64_t fault_a
 
 	const struct region *region = regions_of_page(memory->regions, memory->region_count, page);
 	uint64_t offset = region->offset + (page - region->first_page) * size;
-	int r = source_read_now(s->template->source, pager->buffer, size, offset);
+	struct source *source = s->template->source;
+	peek_begin(&pager->peeking);
+	const void *bytes = source_peek(source, size, offset, read_ns);
+	struct supply supply = { .outcome = SUPPLY_DONE };
+	if (bytes)
+		supply = guest_memory_supply(memory, page, 1, bytes);
+	peek_end(&pager->peeking);
+	if (bytes) {
+		if (supply.outcome != SUPPLY_FAILED || supply.error != -EFAULT) {
+			settle(pager, s, page, address, read_ns, false, &supply);
+			return;
+		}
+		/* the image is being cut short: reading it tells */
+	} else if (atomic_load_explicit(&source->stale, memory_order_relaxed)) {
+		keeper_ask(pager->keeper, s->template);
+	}
+
+	int r = source_read_now(source, pager->buffer, size, offset);
 	if (r == -EAGAIN) {
 		fetch(pager, s, page, address, read_ns, size);
 	} else if (r < 0) {
 		poison(pager, s, page, read_ns, r);
 	} else {
-		struct supply supply = guest_memory_supply(memory, page, 1, pager->buffer);
+		supply = guest_memory_supply(memory, page, 1, pager->buffer);
 		settle(pager, s, page, address, read_ns, false, &supply);
 	}
 }
@@ -398,20 +418,16 @@ static bool keep_nonblocking(struct session *s)
 	return true;
 }
 
-static void serve_session(struct pager *pager, struct session *s, uint32_t events)
+/* Serves one batch. True: it was a full one, and there may be more. */
+static bool serve_batch(struct pager *pager, struct session *s)
 {
 	struct uffd_msg messages[BATCH_MESSAGES];
 
-	if (s->ended || ((events & EPOLLERR) && !keep_nonblocking(s)))
-		return;
-
 	int n = guest_memory_read(s->memory, messages, BATCH_MESSAGES);
-	if (n < 0) {
+	if (n < 0)
 		end_session(s, n);
-		return;
-	}
-	if (n == 0)
-		return;
+	if (n <= 0)
+		return false;
 
 	uint64_t read_ns = now_ns();
 	for (int i = 0; i < n; i++) {
@@ -437,6 +453,19 @@ static void serve_session(struct pager *pager, struct session *s, uint32_t event
 		serve_fault(pager, s, messages[i].arg.pagefault.address, read_ns);
 	}
 	guest_memory_leave(s->memory);
+	return n == BATCH_MESSAGES && !s->ended;
+}
+
+static void serve_session(struct pager *pager, struct session *s, uint32_t events)
+{
+	if (s->ended || ((events & EPOLLERR) && !keep_nonblocking(s)))
+		return;
+	if (!serve_batch(pager, s))
+		return;
+
+	/* Edge-triggered, which spares a poll of the descriptor for each fault: what was left is asked for again, after the others. */
+	struct epoll_event event = { .events = SESSION_EVENTS, .data.ptr = s };
+	epoll_ctl(pager->epoll_fd, EPOLL_CTL_MOD, s->memory->fd, &event);
 }
 
 /* ---- the thread ---- */
@@ -508,9 +537,14 @@ static bool empty_mailbox(struct pager *pager)
 
 static int wait_for_events(struct pager *pager, struct epoll_event *events)
 {
-	struct timespec wait = { .tv_nsec = (long)pager->retry_ns };
+	int n;
 
-	int n = epoll_pwait2(pager->epoll_fd, events, EPOLL_EVENTS, pager->deferred ? &wait : NULL, NULL);
+	if (pager->deferred) {
+		struct timespec wait = { .tv_nsec = (long)pager->retry_ns };
+		n = epoll_pwait2(pager->epoll_fd, events, EPOLL_EVENTS, &wait, NULL);
+	} else {
+		n = epoll_wait(pager->epoll_fd, events, EPOLL_EVENTS, -1);
+	}
 	return n < 0 ? 0 : n;
 }
 
@@ -540,9 +574,9 @@ static void *pager_main(void *data)
 	return NULL;
 }
 
-static int watch(struct pager *pager, int fd, void *tag)
+static int watch(struct pager *pager, int fd, uint32_t events, void *tag)
 {
-	struct epoll_event event = { .events = EPOLLIN, .data.ptr = tag };
+	struct epoll_event event = { .events = events, .data.ptr = tag };
 
 	return epoll_ctl(pager->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
 }
@@ -582,12 +616,13 @@ static void destroy(struct pager *pager)
 	free(pager);
 }
 
-int pager_new(int cpu, struct pager **ret, struct error *err)
+int pager_new(int cpu, struct keeper *keeper, struct pager **ret, struct error *err)
 {
 	struct pager *pager = calloc(1, sizeof *pager);
 	if (!pager)
 		return error_set(err, -ENOMEM, "io_error", "out of memory");
 	pager->cpu = cpu;
+	pager->keeper = keeper;
 	pager->host_page_size = (uint64_t)sysconf(_SC_PAGESIZE);
 	pager->slow_waiting_tail = &pager->slow_waiting;
 	pthread_mutex_init(&pager->lock, NULL);
@@ -600,15 +635,16 @@ int pager_new(int cpu, struct pager **ret, struct error *err)
 	if (r == 0)
 		r = io_new(SLOW_FAULTS_MAX, &pager->io, err);
 	if (r == 0)
-		r = watch(pager, pager->mailbox_fd, pager);
+		r = watch(pager, pager->mailbox_fd, EPOLLIN, pager);
 	if (r == 0)
-		r = watch(pager, io_fd(pager->io), pager->io);
+		r = watch(pager, io_fd(pager->io), EPOLLIN, pager->io);
 	if (r == 0)
 		r = start_thread(pager);
 	if (r < 0) {
 		destroy(pager);
 		return error_set(err, r, "io_error", "cannot start a pager on CPU %d: %s", cpu, strerror(-r));
 	}
+	keeper_add_section(keeper, &pager->peeking);
 	*ret = pager;
 	return 0;
 }
@@ -622,6 +658,7 @@ void pager_free(struct pager *pager)
 	pthread_mutex_unlock(&pager->lock);
 	eventfd_write(pager->mailbox_fd, 1);
 	pthread_join(pager->thread, NULL);
+	keeper_remove_section(pager->keeper, &pager->peeking);
 	destroy(pager);
 }
 
@@ -639,7 +676,7 @@ int pager_add(struct pager *pager, struct session *session)
 {
 	session_use(session);
 	atomic_fetch_add_explicit(&pager->sessions, 1, memory_order_relaxed);
-	int r = watch(pager, session->memory->fd, session);
+	int r = watch(pager, session->memory->fd, SESSION_EVENTS, session);
 	if (r < 0) {
 		atomic_fetch_sub_explicit(&pager->sessions, 1, memory_order_relaxed);
 		session_unuse(session);

@@ -3,11 +3,12 @@
 
 #include "base/error.h"
 #include "serve/session.h"
+#include "template/keeper.h"
 
 struct pager;
 
-/* Stands on CPU. */
-int pager_new(int cpu, struct pager **ret, struct error *err);
+/* Stands on CPU; asks KEEPER to look at images again. */
+int pager_new(int cpu, struct keeper *keeper, struct pager **ret, struct error *err);
 /* Joins the thread; no session may be left in it. NULL is fine. */
 void pager_free(struct pager *pager);
 

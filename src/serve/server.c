@@ -358,7 +358,10 @@ static int open_loop(struct server *server, struct error *err)
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGTERM);
 	sigaddset(&signals, SIGINT);
-	sigprocmask(SIG_BLOCK, &signals, NULL);
+	sigset_t blocked = signals;
+	sigaddset(&blocked, KEEPER_SIGNAL);
+	sigaddset(&blocked, SIGIO);
+	sigprocmask(SIG_BLOCK, &blocked, NULL);
 	server->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	server->signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
 	server->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -407,6 +410,15 @@ static int parse_cpus(const char *list, const cpu_set_t *allowed, cpu_set_t *ret
 	return 0;
 }
 
+/* On the keeper's thread. The writer goes on now; what it writes, forks that run may read. */
+static void image_writer(void *data, const struct template *t)
+{
+	(void)data;
+	log_warning(NULL, "template %s: somebody opens its image '%s' for writing: forks that run may read what is written "
+			  "there; a template's image must not change",
+		    t->name, t->memory);
+}
+
 static int start_pagers(struct server *server, const char *cpu_list, struct error *err)
 {
 	cpu_set_t allowed, wanted;
@@ -418,18 +430,21 @@ static int start_pagers(struct server *server, const char *cpu_list, struct erro
 	if (r < 0)
 		return r;
 
+	r = keeper_new(image_writer, server, &server->keeper, err);
+	if (r < 0)
+		return r;
 	server->pagers = calloc((size_t)CPU_COUNT(&wanted), sizeof server->pagers[0]);
 	if (!server->pagers)
 		return error_set(err, -ENOMEM, "io_error", "out of memory");
 	for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
 		if (!CPU_ISSET(cpu, &wanted))
 			continue;
-		r = pager_new(cpu, &server->pagers[server->pager_count], err);
+		r = pager_new(cpu, server->keeper, &server->pagers[server->pager_count], err);
 		if (r < 0)
 			return r;
 		server->pager_count++;
 	}
-	return prefetch_engine_new(PREFETCH_WORKERS, &server->engine, err);
+	return prefetch_engine_new(PREFETCH_WORKERS, server->keeper, &server->engine, err);
 }
 
 int server_new(const struct server_config *config, struct server **ret, struct error *err)
@@ -481,8 +496,11 @@ void server_free(struct server *server)
 		pager_free(server->pagers[i]);
 	free(server->pagers);
 	bury(server);
-	for (size_t i = 0; i < server->template_count; i++)
+	for (size_t i = 0; i < server->template_count; i++) {
+		keeper_unguard(server->keeper, server->templates[i]);
 		template_unref(server->templates[i]);
+	}
+	keeper_free(server->keeper);
 	free(server->templates);
 
 	int *fds[] = { &server->epoll_fd, &server->signal_fd, &server->wake_fd, &server->timer_fd, &server->spare_fd,

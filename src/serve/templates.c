@@ -116,6 +116,8 @@ int server_template_add(struct server *server, const struct template_spec *spec,
 	}
 	if (ret)
 		fill_info(server, t, ret);
+	keeper_guard(server->keeper, t);
+	keeper_ask(server->keeper, t);
 	log_info(NULL, "template %s added: %s", t->name, t->memory);
 	t = NULL; /* the table's now */
 	return 0;
@@ -165,6 +167,7 @@ int server_template_remove(struct server *server, const char *name, struct error
 	server->template_count--;
 	memmove(&server->templates[at], &server->templates[at + 1],
 		(server->template_count - at) * sizeof server->templates[0]);
+	keeper_unguard(server->keeper, t);
 	template_unref(t);
 	log_info(NULL, "template %s removed", name);
 	return 0;

@@ -16,6 +16,19 @@ static size_t clip(const struct source *source, void *buffer, size_t length, uin
 	return inside;
 }
 
+const void *source_peek(struct source *source, size_t length, uint64_t offset, uint64_t now_ns)
+{
+	if (!source->ops->peek || offset > source->size || length > source->size - offset)
+		return NULL;
+	return source->ops->peek(source, length, offset, now_ns);
+}
+
+void source_refresh(struct source *source)
+{
+	if (source->ops->refresh)
+		source->ops->refresh(source);
+}
+
 int source_read_now(struct source *source, void *buffer, size_t length, uint64_t offset)
 {
 	size_t inside = clip(source, buffer, length, offset);

@@ -1,8 +1,9 @@
 /*
  * Where pages come from: a memory image behind one small interface.
  *
- *	open ──► read_now ⟲ ── not in memory ──► submit ──► done (on the submitting thread)
- *	  └────► read ⟲ (threads that may wait: prefetch)
+ *	open ──► peek ⟲ ── not known to be in memory ──► read_now ⟲ ── not in memory ──► submit ──► done (on the submitting thread)
+ *	  ├────► read ⟲ (threads that may wait: prefetch)
+ *	  ├────► refresh, from time to time (a thread that may wait): what peek knows
  *	  └────► close, when nothing is under way any more
  *
  * All but close may be called from several threads at once. Reads past the image's end give zeros, so that an image whose size is not a
@@ -10,6 +11,8 @@
  */
 #pragma once
 
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -26,6 +29,13 @@ struct source_ops {
 	int (*read)(struct source *source, void *buffer, size_t length, uint64_t offset);
 	/* Starts READ, whose buffer, offset, length and done are set. 0 or -EBUSY. */
 	int (*submit)(struct source *source, struct io *io, struct io_read *read);
+	/*
+	 * Where LENGTH bytes at OFFSET, all within the image, can be copied from by a system call that takes an address: it neither
+	 * waits nor fails, but for an image that is being cut short, which gives EFAULT. NULL: not known; ask read_now. May be NULL.
+	 */
+	const void *(*peek)(struct source *source, size_t length, uint64_t offset, uint64_t now_ns);
+	/* Finds out again what is in memory. May be NULL. */
+	void (*refresh)(struct source *source);
 	void (*close)(struct source *source);
 };
 
@@ -33,7 +43,29 @@ struct source_ops {
 struct source {
 	const struct source_ops *ops;
 	uint64_t size; /* bytes of the image, fixed when it was opened */
+	/* peek would have liked to know more than it does: somebody should call refresh, which clears this. */
+	_Atomic bool stale;
+	/* Nobody can write to the image, or cut it short, before the keeper has been told: see keeper_guard. */
+	_Atomic bool guarded;
 };
+
+/*
+ * Embedded in whatever peeks: says that an address from source_peek is in use. One thread each.
+ */
+struct peek_section {
+	_Atomic bool busy;
+	struct peek_section *next; /* the keeper's */
+};
+
+static inline void peek_begin(struct peek_section *section)
+{
+	atomic_store(&section->busy, true);
+}
+
+static inline void peek_end(struct peek_section *section)
+{
+	atomic_store_explicit(&section->busy, false, memory_order_release);
+}
 
 /* The image in the file FD, which the source takes on success. */
 int source_file_new(int fd, struct source **ret, struct error *err);
@@ -45,6 +77,9 @@ int source_null_new(uint64_t size, struct source **ret, struct error *err);
  */
 int source_inject_new(struct source *inner, const char *spec, struct source **ret, struct error *err);
 
+/* Between peek_begin and peek_end, as is the use of what it returns. NULL as well where the range ends past the image. */
+const void *source_peek(struct source *source, size_t length, uint64_t offset, uint64_t now_ns);
+void source_refresh(struct source *source);
 int source_read_now(struct source *source, void *buffer, size_t length, uint64_t offset);
 int source_read(struct source *source, void *buffer, size_t length, uint64_t offset);
 int source_submit(struct source *source, struct io *io, struct io_read *read);

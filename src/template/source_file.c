@@ -8,12 +8,14 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "template/resident.h"
 #include "template/source.h"
 
 struct source_file {
 	struct source source;
 	int fd;
 	bool memory_backed; /* tmpfs and the like: reading never waits for a device */
+	struct resident_view *view; /* NULL: none */
 };
 
 static int read_now(struct source *source, void *buffer, size_t length, uint64_t offset)
@@ -54,10 +56,33 @@ static int submit(struct source *source, struct io *io, struct io_read *read)
 	return io_submit(io, read);
 }
 
+static const void *peek(struct source *source, size_t length, uint64_t offset, uint64_t now)
+{
+	const struct source_file *file = (const struct source_file *)source;
+	bool stale;
+
+	if (!file->view)
+		return NULL;
+	const void *bytes = resident_view_find(file->view, length, offset, atomic_load(&source->guarded), now, &stale);
+	if (stale)
+		atomic_store_explicit(&source->stale, true, memory_order_relaxed);
+	return bytes;
+}
+
+static void refresh(struct source *source)
+{
+	struct source_file *file = (struct source_file *)source;
+
+	if (file->view)
+		resident_view_refresh(file->view);
+	atomic_store_explicit(&source->stale, false, memory_order_relaxed);
+}
+
 static void close_file(struct source *source)
 {
 	struct source_file *file = (struct source_file *)source;
 
+	resident_view_free(file->view);
 	close(file->fd);
 	free(file);
 }
@@ -67,6 +92,8 @@ static const struct source_ops file_ops = {
 	.read_now = read_now,
 	.read = read_waiting,
 	.submit = submit,
+	.peek = peek,
+	.refresh = refresh,
 	.close = close_file,
 };
 
@@ -84,6 +111,7 @@ int source_file_new(int fd, struct source **ret, struct error *err)
 	file->source = (struct source){ .ops = &file_ops, .size = (uint64_t)st.st_size };
 	file->fd = fd;
 	file->memory_backed = fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC || fs.f_type == HUGETLBFS_MAGIC;
+	file->view = resident_view_new(fd, file->source.size);
 	*ret = &file->source;
 	return 0;
 }

@@ -23,6 +23,10 @@ struct template {
 	struct timespec modified;
 
 	_Atomic unsigned refs;
+	_Atomic bool in_line; /* the keeper's */
+	struct template *next_in_line;
+	bool in_guarded;
+	struct template *next_guarded;
 };
 
 /* Opens the image and checks all paths. Codes: bad_memory, bad_state, bad_hot_list, bad_inject, io_error. */

@@ -49,6 +49,7 @@ static void guest_body(struct client_self *self, void *data)
 		int r = peer_send(vmm.conn, text, strlen(text), &vmm.uffd, 1, guest->form.chunk);
 
 		client_require(self, r == 0, "sending the handshake: %s", strerror(-r));
+		vmm_await_registered(&vmm);
 	} else {
 		vmm_handshake(&vmm, guest->form);
 	}

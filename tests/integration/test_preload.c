@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -314,7 +315,7 @@ static void test_handshake_is_one_message_with_all_keys(void **state)
 	json_decref(expected);
 
 	struct uffdio_api api = { .api = UFFD_API };
-	assert_int_equal(ioctl(uffd, UFFDIO_API, &api), -1);
+	assert_true(ioctl(uffd, UFFDIO_API, &api) < 0);
 	assert_int_equal(errno, EINVAL);
 	assert_true(fcntl(uffd, F_GETFL) & O_NONBLOCK);
 	close(uffd);

@@ -105,9 +105,7 @@ static void stop_with_forks_live(struct test_server *server, int signal_number)
 	snprintf(path, sizeof path, "%s/all.hpl", server->dir);
 	list_write(path, list, PAGES);
 	command_start(&prefetch, server, ARGS("fork", "prefetch", "fork7", path));
-	uint64_t deadline = deadline_in(WAIT_S);
-	while (fork_number(server, "fork7", "prefetched_pages") == 0 && !command_has_ended(&prefetch))
-		assert_true(deadline_ms(deadline) > 0);
+	fork_await_prefetching(server, "fork7", &prefetch);
 
 	test_server_signal(server, signal_number);
 	int status = test_server_wait_end(server);

@@ -40,11 +40,23 @@ static void fork_before_its_handshake_has_nulls(void **state)
 
 static void numbers_of_a_fork_have_their_units(void **state)
 {
-	struct fork_region_info region = { .address = 0x7f0000000000, .size = 1 << 30, .offset = 1 << 20, .page_size = 4096 };
+	struct fork_region_info region = {
+		.address = 0x7f0000000000, .size = 1 << 30, .offset = 1 << 20, .page_size = 4096
+	};
 	struct fork_info info = {
-		.id = "a1", .template = "base", .state = FORK_READY, .socket = "/s", .pid = 42, .pager_cpu = 0,
-		.faults = 7, .prefetch_ns = 12345678, .stall_ns = 1500, .stall_p50_ns = 9504, .connected_ns = 2000000,
-		.regions = &region, .region_count = 1,
+		.id = "a1",
+		.template = "base",
+		.state = FORK_READY,
+		.socket = "/s",
+		.pid = 42,
+		.pager_cpu = 0,
+		.faults = 7,
+		.prefetch_ns = 12345678,
+		.stall_ns = 1500,
+		.stall_p50_ns = 9504,
+		.connected_ns = 2000000,
+		.regions = &region,
+		.region_count = 1,
 	};
 	json_t *fork = encode_fork(&info);
 

@@ -131,7 +131,8 @@ static int seconds(const char *text, uint64_t *ret)
 
 static void seconds_are_plain_decimals(void **state)
 {
-	static const char *const bad[] = { "", "-1", "+1", "1e1", "0x1", "inf", "nan", "1.", ".5", "1.5s", "100.1", "%201" };
+	static const char *const bad[] = { "",	  "-1", "+1", "1e1",  "0x1",   "inf",
+					   "nan", "1.", ".5", "1.5s", "100.1", "%201" };
 	uint64_t ns = 1;
 
 	(void)state;

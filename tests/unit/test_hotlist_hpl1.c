@@ -7,6 +7,15 @@
 #include "base/varint.h"
 #include "unit/hotlist_helpers.h"
 
+/* gcc defines a macro, clang has a feature. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define SANITIZED
+#endif
+#endif
+
 #define BYTES(literal) (literal), sizeof(literal) - 1
 
 /* {(0,0), (0,4096), (2,1 MiB)} */
@@ -243,7 +252,7 @@ static void test_count_that_the_file_cannot_hold(void **state)
 static void test_count_is_bounded_before_memory_is_taken(void **state)
 {
 	(void)state;
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#ifdef SANITIZED
 	print_message("skipped: a sanitizer's shadow memory does not fit under a limit on memory\n");
 	skip();
 #else

@@ -84,7 +84,7 @@ static void test_summary(void **state)
 	struct hotlist_summary summary;
 
 	(void)state;
-	/* Runs: region 0: 0-2, 5; region 4: 0 (no neighbour of the page before it), 7-8. One page is listed twice. */
+	/* Runs: region 0: 0-2, 5; region 4: 0, 7-8. One page is listed twice. */
 	_cleanup_hotlist_ struct hotlist *list = LIST({ 4, 8 * 4096 }, { 0, 4096 }, { 0, 0 }, { 0, 2 * 4096 }, { 4, 0 },
 						      { 4, 7 * 4096 }, { 0, 5 * 4096 }, { 0, 4096 });
 	assert_int_equal(hotlist_summarize(list, 4096, &summary), 0);
@@ -108,6 +108,13 @@ static void test_summary(void **state)
 
 	/* With pages of 8 KiB other pages are neighbours: 0-2 in region 0 at most. */
 	assert_int_equal(hotlist_summarize(list, 8192, &summary), 0);
+	assert_int_equal(summary.longest_run, 1);
+	hotlist_summary_clear(&summary);
+
+	/* The next offset, but in another region, is no neighbour. */
+	_cleanup_hotlist_ struct hotlist *apart = LIST({ 0, 4096 }, { 1, 8192 });
+	assert_int_equal(hotlist_summarize(apart, 4096, &summary), 0);
+	assert_int_equal(summary.runs, 2);
 	assert_int_equal(summary.longest_run, 1);
 	hotlist_summary_clear(&summary);
 

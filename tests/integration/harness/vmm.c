@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
@@ -111,12 +112,45 @@ char *vmm_handshake_text(const struct vmm *vmm, enum vmm_style style)
 	return text;
 }
 
+/* "um" among the flags of the mapping that ADDRESS lies in: registered for missing pages. */
+static bool is_registered(uintptr_t address)
+{
+	_cleanup_fclose_ FILE *f = fopen("/proc/self/smaps", "re");
+	char line[512];
+	bool here = false;
+
+	while (f && fgets(line, sizeof line, f)) {
+		unsigned long start, end;
+
+		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+			here = address >= start && address < end;
+		else if (here && !strncmp(line, "VmFlags:", 8))
+			return strstr(line, " um") != NULL;
+	}
+	return false;
+}
+
+void vmm_await_registered(struct vmm *vmm)
+{
+	uint64_t deadline = deadline_in(WAIT_S);
+	const struct vmm_region *last = &vmm->regions[vmm->region_count - 1];
+
+	while (!is_registered((uintptr_t)last->address)) {
+		struct pollfd p = { .fd = vmm->conn, .events = POLLRDHUP };
+
+		client_require(vmm->self, poll(&p, 1, 1) == 0, "the server hung up instead of registering the memory");
+		client_require(vmm->self, deadline_ms(deadline), "the server has not registered the memory");
+	}
+}
+
 void vmm_handshake(struct vmm *vmm, struct vmm_form form)
 {
 	_cleanup_free_ char *text = vmm_handshake_text(vmm, form.json);
 	int r = peer_send(vmm->conn, text, strlen(text), &vmm->uffd, 1, form.chunk);
 
 	client_require(vmm->self, r == 0, "sending the handshake: %s", strerror(-r));
+	if (form.fd == VMM_HYPEMAN)
+		vmm_await_registered(vmm);
 }
 
 void vmm_start(struct vmm *vmm, const char *socket, struct vmm_form form)

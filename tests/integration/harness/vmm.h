@@ -64,7 +64,10 @@ void vmm_make_uffd(struct vmm *vmm, struct vmm_form form);
 void vmm_connect(struct vmm *vmm, const char *socket);
 /* The message for the regions in STYLE; the caller frees it. */
 char *vmm_handshake_text(const struct vmm *vmm, enum vmm_style style);
+/* Sends it, and waits for the registration where that is the server's: memory touched before is plain zero memory. */
 void vmm_handshake(struct vmm *vmm, struct vmm_form form);
+/* Waits until the server has registered the last region. */
+void vmm_await_registered(struct vmm *vmm);
 /* All of it: one region as large as the image unless there are some already, userfaultfd, connection, handshake. */
 void vmm_start(struct vmm *vmm, const char *socket, struct vmm_form form);
 
