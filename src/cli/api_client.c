@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/un.h>
 
 #include "cli/cli.h"
@@ -13,8 +14,9 @@
 /* No answer of ours is larger: a hot list of every page of a very large guest. More is not our server. */
 #define ANSWER_MAX (1ull << 30)
 
-/* A server that runs accepts at once, unless its limit on connections is reached. */
-#define CONNECT_TIMEOUT_S 30L
+/* A server that runs accepts at once; it may take a moment, and more than one try, where very many connect together. */
+#define CONNECT_TIMEOUT_S 30
+#define CONNECT_TRIES	  100
 
 struct api_client {
 	CURL *curl;
@@ -89,21 +91,54 @@ static size_t receive(char *data, size_t one, size_t count, void *user)
 	return size;
 }
 
-/* Why nothing answered, in the user's terms. */
-static int transport_error(struct api_client *client, CURLcode code, const char *detail, struct error *err)
+/*
+ * Why the connection failed. libcurl does not wait where the socket's queue is full, and does not tell that from a socket
+ * that nobody listens on: so this connects once more, and waits. Returns 0 where that went well, and the call is worth
+ * another try.
+ */
+static int diagnose_connection(struct api_client *client, struct error *err)
 {
-	long os_error = 0;
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	struct timeval timeout = { .tv_sec = CONNECT_TIMEOUT_S };
+	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-	curl_easy_getinfo(client->curl, CURLINFO_OS_ERRNO, &os_error);
-	if (code == CURLE_COULDNT_CONNECT && (os_error == EACCES || os_error == EPERM))
+	memcpy(address.sun_path, client->socket_path, strlen(client->socket_path));
+	if (fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout) >= 0 &&
+	    connect(fd, (struct sockaddr *)&address, sizeof address) >= 0)
+		return 0;
+	if (errno == EACCES || errno == EPERM)
 		return error_set(err, -EACCES, "no_permission",
 				 "%s can't be used by this user: run the command as the user that runs the server (often root)",
 				 client->socket_path);
-	if (code == CURLE_COULDNT_CONNECT)
-		return error_set(err, -ECONNREFUSED, "no_server",
-				 "no faultline server answers at %s: start one with 'faultline serve --run-dir %s', or name "
-				 "another directory with --run-dir",
-				 client->socket_path, client->run_dir);
+	if (errno == EAGAIN)
+		return error_set(err, -EAGAIN, "no_answer",
+				 "the server at %s takes no connections: too many clients wait for it, or it is stuck",
+				 client->socket_path);
+	return error_set(err, -ECONNREFUSED, "no_server",
+			 "no faultline server answers at %s: start one with 'faultline serve --run-dir %s', or name another "
+			 "directory with --run-dir",
+			 client->socket_path, client->run_dir);
+}
+
+static int perform(struct api_client *client, CURLcode *ret, struct error *err)
+{
+	for (int tries = 0; tries < CONNECT_TRIES; tries++) {
+		*ret = curl_easy_perform(client->curl);
+		if (*ret != CURLE_COULDNT_CONNECT)
+			return 0;
+
+		int r = diagnose_connection(client, err);
+
+		if (r < 0)
+			return r;
+	}
+	return error_set(err, -EAGAIN, "no_answer",
+			 "the server at %s is too busy to take a connection: try again later", client->socket_path);
+}
+
+/* Why nothing answered, in the user's terms. */
+static int transport_error(struct api_client *client, CURLcode code, const char *detail, struct error *err)
+{
 	if (code == CURLE_OPERATION_TIMEDOUT)
 		return error_set(err, -ETIMEDOUT, "no_answer",
 				 "the server at %s did not answer in time: look at its log, it may be stuck",
@@ -169,18 +204,18 @@ int api_call(struct api_client *client, const char *method, const char *path, co
 	curl_easy_setopt(curl, CURLOPT_PROXY, "");
 	curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
 	curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, detail);
-	curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, CONNECT_TIMEOUT_S);
 	curl_easy_setopt(curl, CURLOPT_TIMEOUT, (long)timeout_s);
 	curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, receive);
 	curl_easy_setopt(curl, CURLOPT_WRITEDATA, &answer);
 	curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, method);
-	if (body) {
-		int r = prepare_body(client, body, &text, &headers, err);
-		if (r < 0)
-			return r;
-	}
 
-	CURLcode code = curl_easy_perform(curl);
+	CURLcode code = CURLE_OK;
+	int r = body ? prepare_body(client, body, &text, &headers, err) : 0;
+
+	if (r >= 0)
+		r = perform(client, &code, err);
+	if (r < 0)
+		return r;
 	if (code != CURLE_OK)
 		return transport_error(client, code, detail, err);
 	curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &ret->status);

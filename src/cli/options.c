@@ -1,6 +1,7 @@
 /* Command lines against tables: see options.h. */
 #include "cli/options.h"
 
+#include <ctype.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +15,10 @@ static const struct cli_option client_options[] = {
 	{ 0 },
 };
 
-static const struct cli_option help_option = { "help", 'h', NULL, "print this" };
+static const struct cli_option help_options[] = {
+	{ "help", 'h', NULL, "print this" },
+	{ 0 },
+};
 
 /* ---- finding names ---- */
 
@@ -164,13 +168,11 @@ static void print_options(const struct cli_option *options)
 
 static void print_all_options(const struct cli_action *action)
 {
-	static const struct cli_option help[] = { help_option, { 0 } };
-
 	printf("\nOptions, anywhere on the line:\n");
 	print_options(action->options);
 	if (action->client)
 		print_options(client_options);
-	print_options(help);
+	print_options(help_options);
 }
 
 static int print_action_help(const struct cli_command *command, const struct cli_action *action)
@@ -179,7 +181,10 @@ static int print_action_help(const struct cli_command *command, const struct cli
 
 	printf("Usage: faultline %s%s%s%s%s [OPTION...]\n\n", command->name, named ? " " : "", action->name,
 	       action->arguments[0] ? " " : "", action->arguments);
-	printf("%s\n", named ? action->summary : command->summary);
+	if (named)
+		printf("%c%s.\n", toupper((unsigned char)action->summary[0]), action->summary + 1);
+	else
+		printf("%s\n", command->summary);
 	if (action->details)
 		printf("\n%s\n", action->details);
 	if (!named && command->details)
@@ -207,7 +212,8 @@ static int print_command_help(const struct cli_command *command)
 		printf("\nOptions of every action that talks to a server:\n");
 		print_options(client_options);
 	}
-	printf("\n'faultline %s ACTION --help' describes an action and its options.\n", command->name);
+	printf("\n'faultline %s ACTION --help' describes an action and its options, 'faultline --help' the exit status.\n",
+	       command->name);
 	return cli_finish_output();
 }
 
@@ -258,7 +264,7 @@ static int unknown_option(const struct cli_args *args, const char *word)
 		names[count++] = o->name;
 	for (const struct cli_option *o = client_options; args->action->client && o->name; o++)
 		names[count++] = o->name;
-	names[count++] = help_option.name;
+	names[count++] = help_options[0].name;
 
 	snprintf(bare, sizeof bare, "%.*s", (int)strcspn(word, "="), word);
 	const char *nearest = !strncmp(bare, "--", 2) ? cli_nearest(bare + 2, names, count) : NULL;

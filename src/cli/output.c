@@ -147,6 +147,11 @@ static size_t width_of(const char *text)
 	return width;
 }
 
+static size_t next_column(const struct cli_table *table, size_t column)
+{
+	return column + 1 < table->columns ? column + 1 : 0;
+}
+
 static void print_padded(const char *text, size_t width, bool right, bool last)
 {
 	int padding = (int)(width - width_of(text));
@@ -164,11 +169,11 @@ void cli_table_print(struct cli_table *table)
 
 	for (size_t c = 0; c < table->columns; c++)
 		widths[c] = width_of(table->headings[c] + (table->headings[c][0] == '>'));
-	for (size_t i = 0; i < table->count; i++) {
+	for (size_t i = 0, c = 0; i < table->count; i++, c = next_column(table, c)) {
 		size_t width = width_of(table->cells[i] ?: "");
 
-		if (width > widths[i % table->columns])
-			widths[i % table->columns] = width;
+		if (width > widths[c])
+			widths[c] = width;
 	}
 
 	for (size_t c = 0; c < table->columns; c++) {
@@ -176,9 +181,7 @@ void cli_table_print(struct cli_table *table)
 
 		print_padded(table->headings[c] + right, widths[c], right, c + 1 == table->columns);
 	}
-	for (size_t i = 0; i < table->count; i++) {
-		size_t c = i % table->columns;
-
+	for (size_t i = 0, c = 0; i < table->count; i++, c = next_column(table, c)) {
 		print_padded(table->cells[i] ?: "", widths[c], table->headings[c][0] == '>', c + 1 == table->columns);
 		free(table->cells[i]);
 	}

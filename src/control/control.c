@@ -23,8 +23,12 @@
 #include "control/routes.h"
 #include "serve/server.h"
 
-/* 1,000 forks may each have somebody waiting for them, and more than one; further clients queue in the socket's backlog. */
-#define CONNECTIONS_MAX 4096
+/* 1,000 forks may each have somebody waiting for them, and more than one. Beyond this no request may wait, ... */
+#define REQUESTS_MAX 4096
+/* ... so that others, which may end the waits, still find room. Beyond this, connections are closed unheard. */
+#define CONNECTIONS_MAX (REQUESTS_MAX + 512)
+/* For a burst of clients: connecting without waiting (as libcurl does) fails where the queue is full. */
+#define LISTEN_BACKLOG CONNECTIONS_MAX
 /* Address space, not memory: what is not touched costs nothing. The sanitizers' frames are the largest. */
 #define THREAD_STACK_SIZE (512u << 10)
 /* Of one connection, for its headers and pieces of its body; a request line is at most REQUEST_URI_MAX. */
@@ -53,8 +57,8 @@ struct control {
 struct exchange {
 	struct control *control;
 	struct request request;
-	struct error error; /* of a request line that can't be taken apart */
-	bool failed;
+	struct error error;
+	int target_error; /* of a request line that can't be taken apart; then the error is filled */
 	bool headers_done;
 	bool active; /* counted in control->active */
 };
@@ -79,12 +83,18 @@ static bool is_stopping(struct control *control)
 	return control->stopping;
 }
 
-/* Returns whether the server is stopping. */
-static bool begin_active(struct control *control)
+/* Counts a request in. -ESHUTDOWN: there shall be no more of them. */
+static int begin_active(struct exchange *exchange)
 {
+	struct control *control = exchange->control;
 	LOCK_SCOPE(&control->lock);
-	control->active++;
-	return control->stopping;
+
+	exchange->active = true;
+	exchange->request.crowded = ++control->active > REQUESTS_MAX;
+	if (control->stopping)
+		return error_set(&exchange->error, -ESHUTDOWN, "shutting_down",
+				 "the server is stopping: start it again first");
+	return 0;
 }
 
 static void end_active(struct control *control)
@@ -140,24 +150,21 @@ static enum MHD_Result send_reply(struct MHD_Connection *connection, struct repl
 	return result;
 }
 
-static void find_reply(struct exchange *exchange, bool stopping, struct reply *ret)
+static void find_reply(struct exchange *exchange, struct reply *ret)
 {
-	struct error err;
+	int r = begin_active(exchange);
 
 	*ret = (struct reply){ 0 };
-	if (exchange->failed) {
+	if (r >= 0 && exchange->target_error < 0)
+		r = exchange->target_error;
+	if (r >= 0 && exchange->request.body_size > REQUEST_BODY_MAX)
+		r = error_set(&exchange->error, -EMSGSIZE, "body_too_large",
+			      "the body is larger than %u bytes: a hot list is named by its path, not sent",
+			      REQUEST_BODY_MAX);
+	if (r < 0)
 		reply_error(ret, &exchange->error);
-	} else if (exchange->request.body_size > REQUEST_BODY_MAX) {
-		error_set(&err, 0, "body_too_large",
-			  "the body is larger than %u bytes: a hot list is named by its path, not sent",
-			  REQUEST_BODY_MAX);
-		reply_error(ret, &err);
-	} else if (stopping) {
-		error_set(&err, 0, "shutting_down", "the server is stopping: start it again first");
-		reply_error(ret, &err);
-	} else {
+	else
 		route_request(&exchange->request, ret);
-	}
 }
 
 /* ---- libmicrohttpd's callbacks ---- */
@@ -201,7 +208,7 @@ static void *on_request_line(void *data, const char *target, struct MHD_Connecti
 	exchange->request.server = control->server;
 	exchange->request.version = control->version;
 	exchange->request.connection_fd = fd_of(connection);
-	exchange->failed = request_set_target(&exchange->request, target, &exchange->error) < 0;
+	exchange->target_error = request_set_target(&exchange->request, target, &exchange->error);
 	connection_allow(connection_of(connection), REQUEST_TIME_NS);
 	return exchange;
 }
@@ -247,21 +254,18 @@ static enum MHD_Result on_request(void *data, struct MHD_Connection *connection,
 		return r < 0 ? MHD_NO : MHD_YES;
 	}
 
-	bool stopping = begin_active(control);
-
-	exchange->active = true;
 	connection_allow(connection_of(connection), 0);
-	find_reply(exchange, stopping, &reply);
+	find_reply(exchange, &reply);
 	connection_allow(connection_of(connection), REPLY_TIME_NS);
 
-	enum MHD_Result result = send_reply(connection, &reply, stopping || is_stopping(control));
+	enum MHD_Result result = send_reply(connection, &reply, is_stopping(control));
 
 	reply_clear(&reply);
 	return result;
 }
 
 /* The library's complaints are about single clients that went away or talked nonsense. */
-static void on_library_message(void *data, const char *format, va_list ap)
+static void __attribute__((format(printf, 2, 0))) on_library_message(void *data, const char *format, va_list ap)
 {
 	char message[512];
 
@@ -308,7 +312,7 @@ static int listen_at(const char *path, int *ret, struct error *err)
 	/* The mode of an unbound socket is the one that its file is made with: there is no moment with another. */
 	if (fd < 0 || fchmod(fd, 0600) < 0 ||
 	    bind(fd, (struct sockaddr *)&address, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length + 1)) < 0 ||
-	    listen(fd, CONNECTIONS_MAX) < 0)
+	    listen(fd, LISTEN_BACKLOG) < 0)
 		return error_set(err, -errno, "io_error", "can't listen on %s: %m", path);
 	*ret = TAKE_FD(fd);
 	return 0;

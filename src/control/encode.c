@@ -6,7 +6,9 @@
 /* Milliseconds with the microseconds behind the point: what a person reads, and no more digits than were measured. */
 static json_t *encode_ms(uint64_t ns)
 {
-	return json_real((double)((ns + 500) / 1000) / 1e3);
+	uint64_t us = (ns + 500) / 1000;
+
+	return json_real((double)us / 1e3);
 }
 
 static json_t *encode_us(uint64_t ns)

@@ -28,6 +28,7 @@ struct request {
 	struct server *server;
 	const char *version; /* the server's */
 	int connection_fd;   /* to see whether the client is still there */
+	bool crowded;	     /* so many requests are under way that this one mustn't wait */
 	char method[16];
 
 	char *uri; /* decoded in place; the pointers below are into it */

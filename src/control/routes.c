@@ -18,6 +18,7 @@ struct route {
 	const char *path; /* a segment in braces is a name */
 	route_handler handler;
 	bool has_body;		  /* the handler reads it; else there must be none */
+	bool blocks;		  /* the handler may take as long as it likes */
 	const char *const *query; /* parameters that may be there */
 };
 
@@ -26,20 +27,20 @@ static const char *const wait_query[] = { "for", "timeout_s", NULL };
 static const char *const hot_list_query[] = { "from", "format", NULL };
 
 static const struct route routes[] = {
-	{ "GET", "/v1", handle_routes, false, NULL },
-	{ "GET", "/v1/server", handle_server, false, NULL },
-	{ "GET", "/v1/templates", handle_templates_list, false, NULL },
-	{ "POST", "/v1/templates", handle_templates_add, true, NULL },
-	{ "GET", "/v1/templates/{name}", handle_template_get, false, NULL },
-	{ "DELETE", "/v1/templates/{name}", handle_template_remove, false, NULL },
-	{ "GET", "/v1/forks", handle_forks_list, false, NULL },
-	{ "POST", "/v1/forks", handle_forks_create, true, NULL },
-	{ "GET", "/v1/forks/{id}", handle_fork_get, false, NULL },
-	{ "DELETE", "/v1/forks/{id}", handle_fork_remove, false, remove_query },
-	{ "GET", "/v1/forks/{id}/wait", handle_fork_wait, false, wait_query },
-	{ "POST", "/v1/forks/{id}/ready", handle_fork_ready, false, NULL },
-	{ "POST", "/v1/forks/{id}/prefetch", handle_fork_prefetch, true, NULL },
-	{ "GET", "/v1/forks/{id}/hot-list", handle_fork_hot_list, false, hot_list_query },
+	{ "GET", "/v1", handle_routes, false, false, NULL },
+	{ "GET", "/v1/server", handle_server, false, false, NULL },
+	{ "GET", "/v1/templates", handle_templates_list, false, false, NULL },
+	{ "POST", "/v1/templates", handle_templates_add, true, false, NULL },
+	{ "GET", "/v1/templates/{name}", handle_template_get, false, false, NULL },
+	{ "DELETE", "/v1/templates/{name}", handle_template_remove, false, false, NULL },
+	{ "GET", "/v1/forks", handle_forks_list, false, false, NULL },
+	{ "POST", "/v1/forks", handle_forks_create, true, false, NULL },
+	{ "GET", "/v1/forks/{id}", handle_fork_get, false, false, NULL },
+	{ "DELETE", "/v1/forks/{id}", handle_fork_remove, false, false, remove_query },
+	{ "GET", "/v1/forks/{id}/wait", handle_fork_wait, false, true, wait_query },
+	{ "POST", "/v1/forks/{id}/ready", handle_fork_ready, false, false, NULL },
+	{ "POST", "/v1/forks/{id}/prefetch", handle_fork_prefetch, true, true, NULL },
+	{ "GET", "/v1/forks/{id}/hot-list", handle_fork_hot_list, false, false, hot_list_query },
 };
 
 #define ROUTE_COUNT (sizeof routes / sizeof *routes)
@@ -119,6 +120,9 @@ static int run_route(struct request *request, struct reply *reply, struct error 
 
 	if (r >= 0 && !route->has_body)
 		r = request_check_no_body(request, err);
+	if (r >= 0 && route->blocks && request->crowded)
+		r = error_set(err, -EBUSY, "busy",
+			      "as many requests wait already as the server lets wait: try again later");
 	return r < 0 ? r : route->handler(request, reply, err);
 }
 

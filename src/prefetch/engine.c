@@ -26,12 +26,10 @@ struct prefetch_engine {
 	pthread_cond_t wanted;
 	struct prefetch_job *queue, **queue_tail; /* under lock */
 	_Atomic bool stopping;
-	struct keeper *keeper;
 	unsigned worker_count;
 	struct worker {
 		pthread_t thread;
 		struct prefetch_engine *engine;
-		struct peek_section peeking;
 		void *buffer;
 	} workers[];
 };
@@ -111,17 +109,17 @@ static int64_t put(struct prefetch_job *job, uint64_t page, uint64_t pages, cons
 }
 
 /* The same from the image's mapping, where the pages are known to be in memory. -EAGAIN: they are not. */
-static int64_t put_mapped(struct worker *worker, struct prefetch_job *job, uint64_t page, uint64_t pages, size_t size,
-			  uint64_t offset)
+static int64_t put_mapped(struct prefetch_job *job, uint64_t page, uint64_t pages, size_t size, uint64_t offset)
 {
-	int64_t done = -EAGAIN;
+	const void *bytes = source_peek(job->source, size, offset, false, now_ns());
+	if (!bytes)
+		return -EAGAIN;
 
-	peek_begin(&worker->peeking);
-	const void *bytes = source_peek(job->source, size, offset, now_ns());
-	if (bytes)
-		done = put(job, page, pages, bytes);
-	peek_end(&worker->peeking);
-	return done == -EFAULT ? -EAGAIN : done;
+	int64_t done = put(job, page, pages, bytes);
+	if (done == -EFAULT)
+		return -EAGAIN;
+	/* The page that a truncation ends in stays mapped, with zeros. Was it still whole when it was copied? */
+	return source_is_whole(job->source) ? done : -ESTALE;
 }
 
 static int64_t put_read(struct worker *worker, struct prefetch_job *job, uint64_t page, uint64_t pages, size_t page_size,
@@ -169,7 +167,7 @@ static int step(struct worker *worker, struct prefetch_job *job, uint64_t *budge
 		return 1; /* it has just been settled */
 
 	uint64_t offset = region->offset + (page - region->first_page) * region->page_size;
-	int64_t done = put_mapped(worker, job, page, pages, pages * region->page_size, offset);
+	int64_t done = put_mapped(job, page, pages, pages * region->page_size, offset);
 	if (done == -EAGAIN)
 		done = put_read(worker, job, page, pages, region->page_size, offset);
 	if (done < 0)
@@ -240,10 +238,8 @@ static int start_worker(struct prefetch_engine *engine, struct worker *worker)
 
 	worker->engine = engine;
 	worker->buffer = buffer;
-	keeper_add_section(engine->keeper, &worker->peeking);
 	int r = pthread_create(&worker->thread, NULL, worker_main, worker);
 	if (r != 0) {
-		keeper_remove_section(engine->keeper, &worker->peeking);
 		munmap(buffer, BUFFER_SIZE);
 		return -r;
 	}
@@ -251,7 +247,7 @@ static int start_worker(struct prefetch_engine *engine, struct worker *worker)
 	return 0;
 }
 
-int prefetch_engine_new(unsigned workers, struct keeper *keeper, struct prefetch_engine **ret, struct error *err)
+int prefetch_engine_new(unsigned workers, struct prefetch_engine **ret, struct error *err)
 {
 	struct prefetch_engine *engine = calloc(1, sizeof *engine + workers * sizeof engine->workers[0]);
 	if (!engine)
@@ -259,7 +255,6 @@ int prefetch_engine_new(unsigned workers, struct keeper *keeper, struct prefetch
 	pthread_mutex_init(&engine->lock, NULL);
 	pthread_cond_init(&engine->wanted, NULL);
 	engine->queue_tail = &engine->queue;
-	engine->keeper = keeper;
 
 	for (; engine->worker_count < workers; engine->worker_count++) {
 		int r = start_worker(engine, &engine->workers[engine->worker_count]);
@@ -283,7 +278,6 @@ void prefetch_engine_free(struct prefetch_engine *engine)
 	for (unsigned i = 0; i < engine->worker_count; i++) {
 		struct worker *worker = &engine->workers[i];
 		pthread_join(worker->thread, NULL);
-		keeper_remove_section(engine->keeper, &worker->peeking);
 		munmap(worker->buffer, BUFFER_SIZE);
 	}
 	pthread_cond_destroy(&engine->wanted);

@@ -9,7 +9,7 @@
 
 #include "base/error.h"
 #include "prefetch/plan.h"
-#include "template/keeper.h"
+#include "template/source.h"
 #include "uffd/guest_memory.h"
 
 struct prefetch_job {
@@ -18,8 +18,10 @@ struct prefetch_job {
 	int (*prepare)(struct prefetch_job *job);
 	struct guest_memory *memory;
 	struct source *source;
-	/* On a worker, when the job has ended: 0; -ESRCH the VMM is ending; -ECANCELED the engine stops; else what failed. The
-	 * job is the maker's again. */
+	/*
+	 * On a worker, when the job has ended: 0; -ESRCH the VMM is ending; -ECANCELED the engine stops; -ESTALE the image was cut short
+	 * while pages were copied from it, and one of them may have got zeros: the fork is lost; else what failed. The job is the maker's again.
+	 */
 	void (*done)(struct prefetch_job *job, int result);
 	void *data;
 
@@ -36,7 +38,7 @@ struct prefetch_job {
 
 struct prefetch_engine;
 
-int prefetch_engine_new(unsigned workers, struct keeper *keeper, struct prefetch_engine **ret, struct error *err);
+int prefetch_engine_new(unsigned workers, struct prefetch_engine **ret, struct error *err);
 /* Ends what is under way (done gets -ECANCELED) and joins the workers. NULL is fine. */
 void prefetch_engine_free(struct prefetch_engine *engine);
 /* JOB's counts and the engine's members are zeroed here. */

@@ -126,7 +126,7 @@ static void fill_info(const struct fork *fork, struct fork_info *ret)
 	if (fork->session)
 		fill_session_info(fork, ret);
 	ret->regions = calloc(fork->region_count ?: 1, sizeof ret->regions[0]);
-	if (ret->regions) {
+	if (ret->regions && fork->region_count > 0) {
 		memcpy(ret->regions, fork->regions, fork->region_count * sizeof ret->regions[0]);
 		ret->region_count = fork->region_count;
 	}

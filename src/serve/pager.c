@@ -58,7 +58,6 @@ struct pager {
 	int epoll_fd;
 	int mailbox_fd;
 	struct keeper *keeper;
-	struct peek_section peeking;
 	struct io *io;
 	void *buffer;
 	uint64_t host_page_size;
@@ -334,13 +333,9 @@ static void serve_fault(struct pager *pager, struct session *s, uint64_t fault_a
 	const struct region *region = regions_of_page(memory->regions, memory->region_count, page);
 	uint64_t offset = region->offset + (page - region->first_page) * size;
 	struct source *source = s->template->source;
-	peek_begin(&pager->peeking);
-	const void *bytes = source_peek(source, size, offset, read_ns);
-	struct supply supply = { .outcome = SUPPLY_DONE };
-	if (bytes)
-		supply = guest_memory_supply(memory, page, 1, bytes);
-	peek_end(&pager->peeking);
+	const void *bytes = source_peek(source, size, offset, atomic_load(&source->guarded), read_ns);
 	if (bytes) {
+		struct supply supply = guest_memory_supply(memory, page, 1, bytes);
 		if (supply.outcome != SUPPLY_FAILED || supply.error != -EFAULT) {
 			settle(pager, s, page, address, read_ns, false, &supply);
 			return;
@@ -356,7 +351,7 @@ static void serve_fault(struct pager *pager, struct session *s, uint64_t fault_a
 	} else if (r < 0) {
 		poison(pager, s, page, read_ns, r);
 	} else {
-		supply = guest_memory_supply(memory, page, 1, pager->buffer);
+		struct supply supply = guest_memory_supply(memory, page, 1, pager->buffer);
 		settle(pager, s, page, address, read_ns, false, &supply);
 	}
 }
@@ -558,9 +553,15 @@ static void *pager_main(void *data)
 		bool mail = false;
 		int n = wait_for_events(pager, events);
 
+		/* First: what is copied after this must know of changes to images. */
+		for (int i = 0; i < n; i++)
+			if (events[i].data.ptr == pager->keeper)
+				keeper_look(pager->keeper);
 		for (int i = 0; i < n; i++) {
 			if (events[i].data.ptr == pager)
 				mail = true;
+			else if (events[i].data.ptr == pager->keeper)
+				continue;
 			else if (events[i].data.ptr == pager->io)
 				io_reap(pager->io);
 			else
@@ -639,12 +640,13 @@ int pager_new(int cpu, struct keeper *keeper, struct pager **ret, struct error *
 	if (r == 0)
 		r = watch(pager, io_fd(pager->io), EPOLLIN, pager->io);
 	if (r == 0)
+		r = watch(pager, keeper_fd(keeper), EPOLLIN, keeper);
+	if (r == 0)
 		r = start_thread(pager);
 	if (r < 0) {
 		destroy(pager);
 		return error_set(err, r, "io_error", "cannot start a pager on CPU %d: %s", cpu, strerror(-r));
 	}
-	keeper_add_section(keeper, &pager->peeking);
 	*ret = pager;
 	return 0;
 }
@@ -658,7 +660,6 @@ void pager_free(struct pager *pager)
 	pthread_mutex_unlock(&pager->lock);
 	eventfd_write(pager->mailbox_fd, 1);
 	pthread_join(pager->thread, NULL);
-	keeper_remove_section(pager->keeper, &pager->peeking);
 	destroy(pager);
 }
 

@@ -82,6 +82,10 @@ static void done(struct prefetch_job *job, int result)
 	struct server *server = request->server;
 	struct fork *fork;
 
+	if (result == -ESTALE)
+		session_stop_vmm(request->session,
+				 "its template's image '%s' was cut short while pages were copied from it: one may be wrong",
+				 request->session->template->memory);
 	pthread_mutex_lock(&server->lock);
 	for (fork = server->forks; fork && fork->serial != request->serial; fork = fork->next)
 		;

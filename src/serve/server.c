@@ -358,10 +358,7 @@ static int open_loop(struct server *server, struct error *err)
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGTERM);
 	sigaddset(&signals, SIGINT);
-	sigset_t blocked = signals;
-	sigaddset(&blocked, KEEPER_SIGNAL);
-	sigaddset(&blocked, SIGIO);
-	sigprocmask(SIG_BLOCK, &blocked, NULL);
+	sigprocmask(SIG_BLOCK, &signals, NULL);
 	server->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	server->signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
 	server->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -410,13 +407,13 @@ static int parse_cpus(const char *list, const cpu_set_t *allowed, cpu_set_t *ret
 	return 0;
 }
 
-/* On the keeper's thread. The writer goes on now; what it writes, forks that run may read. */
-static void image_writer(void *data, const struct template *t)
+/* What is written cannot be undone, and forks that run may read it; what is cut off will not be read for bytes that were there. */
+static void image_changed(void *data, const struct template *t)
 {
 	(void)data;
-	log_warning(NULL, "template %s: somebody opens its image '%s' for writing: forks that run may read what is written "
-			  "there; a template's image must not change",
-		    t->name, t->memory);
+	log_error(NULL, "template %s: somebody has changed its image '%s': forks that run may read what was written there; a template's "
+			"image must not change: remove the template, and add it again",
+		  t->name, t->memory);
 }
 
 static int start_pagers(struct server *server, const char *cpu_list, struct error *err)
@@ -430,7 +427,7 @@ static int start_pagers(struct server *server, const char *cpu_list, struct erro
 	if (r < 0)
 		return r;
 
-	r = keeper_new(image_writer, server, &server->keeper, err);
+	r = keeper_new(image_changed, server, &server->keeper, err);
 	if (r < 0)
 		return r;
 	server->pagers = calloc((size_t)CPU_COUNT(&wanted), sizeof server->pagers[0]);
@@ -444,7 +441,7 @@ static int start_pagers(struct server *server, const char *cpu_list, struct erro
 			return r;
 		server->pager_count++;
 	}
-	return prefetch_engine_new(PREFETCH_WORKERS, server->keeper, &server->engine, err);
+	return prefetch_engine_new(PREFETCH_WORKERS, &server->engine, err);
 }
 
 int server_new(const struct server_config *config, struct server **ret, struct error *err)

@@ -98,6 +98,13 @@ int server_template_add(struct server *server, const struct template_spec *spec,
 	if (r < 0)
 		return r;
 
+	if (spec->hot_list) {
+		_cleanup_hotlist_ struct hotlist *list = NULL;
+		r = hotlist_load(spec->hot_list, &list, err);
+		if (r < 0)
+			return r;
+	}
+
 	_cleanup_template_ struct template *t = NULL;
 	r = template_open(spec->name, spec->memory, spec->state, spec->hot_list, spec->inject, &t, err);
 	if (r < 0)

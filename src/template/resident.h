@@ -19,8 +19,8 @@ void resident_view_free(struct resident_view *view);
 void resident_view_refresh(struct resident_view *view);
 
 /*
- * The bytes' address, or NULL. GUARDED: the file cannot be cut short at this moment, so its size need not be looked at. ret_stale: it
- * is too long ago that anybody looked.
+ * The bytes' address, or NULL. GUARDED: the caller knows that the file has not been cut short, so its size is not looked at. ret_stale:
+ * it is too long ago that anybody looked.
  */
 const void *resident_view_find(const struct resident_view *view, size_t length, uint64_t offset, bool guarded,
 			       uint64_t now_ns, bool *ret_stale);

@@ -16,11 +16,16 @@ static size_t clip(const struct source *source, void *buffer, size_t length, uin
 	return inside;
 }
 
-const void *source_peek(struct source *source, size_t length, uint64_t offset, uint64_t now_ns)
+const void *source_peek(struct source *source, size_t length, uint64_t offset, bool guarded, uint64_t now_ns)
 {
 	if (!source->ops->peek || offset > source->size || length > source->size - offset)
 		return NULL;
-	return source->ops->peek(source, length, offset, now_ns);
+	return source->ops->peek(source, length, offset, guarded, now_ns);
+}
+
+bool source_is_whole(struct source *source)
+{
+	return !source->ops->is_whole || source->ops->is_whole(source);
 }
 
 void source_refresh(struct source *source)

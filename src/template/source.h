@@ -31,9 +31,12 @@ struct source_ops {
 	int (*submit)(struct source *source, struct io *io, struct io_read *read);
 	/*
 	 * Where LENGTH bytes at OFFSET, all within the image, can be copied from by a system call that takes an address: it neither
-	 * waits nor fails, but for an image that is being cut short, which gives EFAULT. NULL: not known; ask read_now. May be NULL.
+	 * waits nor fails, but for an image that is being cut short, which gives EFAULT. NULL: not known; ask read_now. GUARDED: the image is
+	 * known to be as it was, so that its size need not be looked at. May be NULL.
 	 */
-	const void *(*peek)(struct source *source, size_t length, uint64_t offset, uint64_t now_ns);
+	const void *(*peek)(struct source *source, size_t length, uint64_t offset, bool guarded, uint64_t now_ns);
+	/* Whether the image still has its size. May be NULL where peek is. */
+	bool (*is_whole)(struct source *source);
 	/* Finds out again what is in memory. May be NULL. */
 	void (*refresh)(struct source *source);
 	void (*close)(struct source *source);
@@ -45,27 +48,9 @@ struct source {
 	uint64_t size; /* bytes of the image, fixed when it was opened */
 	/* peek would have liked to know more than it does: somebody should call refresh, which clears this. */
 	_Atomic bool stale;
-	/* Nobody can write to the image, or cut it short, before the keeper has been told: see keeper_guard. */
+	/* The keeper would have told of a change to the image: see keeper_guard. */
 	_Atomic bool guarded;
 };
-
-/*
- * Embedded in whatever peeks: says that an address from source_peek is in use. One thread each.
- */
-struct peek_section {
-	_Atomic bool busy;
-	struct peek_section *next; /* the keeper's */
-};
-
-static inline void peek_begin(struct peek_section *section)
-{
-	atomic_store(&section->busy, true);
-}
-
-static inline void peek_end(struct peek_section *section)
-{
-	atomic_store_explicit(&section->busy, false, memory_order_release);
-}
 
 /* The image in the file FD, which the source takes on success. */
 int source_file_new(int fd, struct source **ret, struct error *err);
@@ -77,8 +62,9 @@ int source_null_new(uint64_t size, struct source **ret, struct error *err);
  */
 int source_inject_new(struct source *inner, const char *spec, struct source **ret, struct error *err);
 
-/* Between peek_begin and peek_end, as is the use of what it returns. NULL as well where the range ends past the image. */
-const void *source_peek(struct source *source, size_t length, uint64_t offset, uint64_t now_ns);
+/* NULL as well where the range ends past the image. */
+const void *source_peek(struct source *source, size_t length, uint64_t offset, bool guarded, uint64_t now_ns);
+bool source_is_whole(struct source *source);
 void source_refresh(struct source *source);
 int source_read_now(struct source *source, void *buffer, size_t length, uint64_t offset);
 int source_read(struct source *source, void *buffer, size_t length, uint64_t offset);

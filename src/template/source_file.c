@@ -56,17 +56,24 @@ static int submit(struct source *source, struct io *io, struct io_read *read)
 	return io_submit(io, read);
 }
 
-static const void *peek(struct source *source, size_t length, uint64_t offset, uint64_t now)
+static const void *peek(struct source *source, size_t length, uint64_t offset, bool guarded, uint64_t now)
 {
 	const struct source_file *file = (const struct source_file *)source;
 	bool stale;
 
 	if (!file->view)
 		return NULL;
-	const void *bytes = resident_view_find(file->view, length, offset, atomic_load(&source->guarded), now, &stale);
+	const void *bytes = resident_view_find(file->view, length, offset, guarded, now, &stale);
 	if (stale)
 		atomic_store_explicit(&source->stale, true, memory_order_relaxed);
 	return bytes;
+}
+
+static bool is_whole(struct source *source)
+{
+	const struct source_file *file = (const struct source_file *)source;
+
+	return lseek(file->fd, 0, SEEK_END) == (off_t)source->size;
 }
 
 static void refresh(struct source *source)
@@ -93,6 +100,7 @@ static const struct source_ops file_ops = {
 	.read = read_waiting,
 	.submit = submit,
 	.peek = peek,
+	.is_whole = is_whole,
 	.refresh = refresh,
 	.close = close_file,
 };

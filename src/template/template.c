@@ -64,7 +64,7 @@ int template_open(const char *name, const char *memory, const char *state, const
 	if (!t)
 		return error_set(err, -ENOMEM, "io_error", "out of memory");
 	atomic_init(&t->refs, 1);
-	t->memory_fd = -1;
+	t->memory_fd = t->watch = -1;
 	t->name = strdup(name);
 	t->memory = strdup(memory);
 	t->state = state ? strdup(state) : NULL;

@@ -25,7 +25,7 @@ struct template {
 	_Atomic unsigned refs;
 	_Atomic bool in_line; /* the keeper's */
 	struct template *next_in_line;
-	bool in_guarded;
+	int watch;		 /* of the keeper's inotify, -1: none */
 	struct template *next_guarded;
 };
 

@@ -199,7 +199,7 @@ static int run(const char *format, ...)
 
 static pid_t start_server(const char *faultline)
 {
-	char notify_path[128], buffer[256];
+	char notify_path[64], buffer[256];
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
 
 	snprintf(notify_path, sizeof notify_path, "%s/notify", dir);

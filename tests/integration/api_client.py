@@ -40,8 +40,9 @@ class UnixConnection(http.client.HTTPConnection):
 
     def connect(self):
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
+        # Without a time limit, since with one Python doesn't wait for room in the socket's queue.
         self.sock.connect(self.path)
+        self.sock.settimeout(self.timeout)
 
 
 class Server:

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 import threading
 
 from api_client import DEADLINE_S, PAGE, PAGES, Server, make_image, wait_for
@@ -12,6 +13,8 @@ from fake_vmm import FakeVmm
 
 WAITERS = 1000
 LOST = 5
+CONNECT = ("42", "203")  # connect(2), on x86_64 and aarch64
+REQUESTS_MAX = 4096  # as in src/control/control.c
 
 
 def create_fork(server, name):
@@ -30,6 +33,21 @@ def check_many_waiters(server):
         for waiter in waiters:
             assert waiter.getresponse().status == 200
             waiter.close()
+    wait_for(lambda: server.connection_threads() == 0)
+
+
+def check_too_many_waiters(server):
+    """So many that no more may wait: the others are told so, and there is room left for who ends the waits."""
+    create_fork(server, "busy")
+    waiters = [server.start_wait("busy", "for=connected&timeout_s=300") for _ in range(REQUESTS_MAX)]
+    wait_for(lambda: server.connection_threads(asleep=True) == REQUESTS_MAX)
+    refused = server.call("GET", "/v1/forks/busy/wait?for=connected")
+    assert (refused.status, refused.json["error"]["code"]) == (503, "busy"), refused.body
+    assert server.call("GET", "/v1/forks/busy").status == 200
+    assert server.call("DELETE", "/v1/forks/busy").status == 204
+    for waiter in waiters:
+        assert waiter.getresponse().status == 410
+        waiter.close()
     wait_for(lambda: server.connection_threads() == 0)
 
 
@@ -56,6 +74,40 @@ def check_connection_is_reused(server):
         first = connection.sock if target == "/v1/server" and status == 200 else first
         assert connection.sock is first
     connection.close()
+
+
+def check_full_queue(server):
+    """A command waits where the socket's queue is full, and is served when there is room again."""
+    run_dir = os.path.join(server.dir, "full")
+    os.mkdir(run_dir)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.join(run_dir, "control.sock"))
+        listener.listen(0)
+        filler = socket.socket(socket.AF_UNIX)
+        filler.connect(listener.getsockname())
+        command = subprocess.Popen([server.binary, "fork", "list", "--run-dir", run_dir, "--json"],
+                                   stdout=subprocess.PIPE)
+        wait_for(lambda: system_call(command.pid) in CONNECT)
+        listener.settimeout(DEADLINE_S)
+        listener.accept()[0].close()
+        filler.close()
+        request = b""
+        while not request:
+            # It may first connect without a word, only to see whether there is room.
+            with listener.accept()[0] as connection:
+                connection.settimeout(DEADLINE_S)
+                request = connection.recv(4096)
+                if request:
+                    assert request.startswith(b"GET /v1/forks HTTP/1.1\r\n"), request
+                    connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"forks":[]}\n')
+        assert command.wait(DEADLINE_S) == 0
+        assert command.stdout.read() == b'{"forks":[]}\n'
+        command.stdout.close()
+
+
+def system_call(pid):
+    with open(f"/proc/{pid}/syscall", encoding="ascii") as f:
+        return f.read().split()[0]
 
 
 class SlowClient:
@@ -113,14 +165,20 @@ def check_stop(server):
 
 
 def main():
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     with Server() as server:
         image = os.path.join(server.dir, "image.mem")
         make_image(image)
         assert server.call("POST", "/v1/templates", {"name": "base", "memory": image}).status == 201
         check_connection_is_reused(server)
         wait_for(lambda: server.connection_threads() == 0)
+        check_full_queue(server)
         check_many_waiters(server)
+        if files > 2 * REQUESTS_MAX:
+            check_too_many_waiters(server)
+        else:
+            print(f"no more than {files} open files: not tried how many may wait")
         check_lost_clients(server)
         slow = open_slow_clients(server)
         for client in slow:

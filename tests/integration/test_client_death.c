@@ -107,6 +107,7 @@ static void kill_with_faults_in_flight(struct test_server *server, struct scene 
 	fork_create(server, template, id, NULL, scene->guest.socket);
 	struct client *client = client_start(id, victim_body, &scene->guest);
 	client_await(client, 'c');
+	fork_wait(server, id, "connected");
 	assert_true(client_await_stuck(client, (int)client_counter(client, 1), 1 + round % 4, WAIT_S));
 	client_kill(client);
 	fork_wait(server, id, "gone");
@@ -154,7 +155,7 @@ static void test_killed_under_prefetch(void **state)
 		client_await(client, 'c');
 		fork_wait(server, id, "connected");
 		command_start(&prefetch, server, ARGS("fork", "prefetch", id, path));
-		fork_await_prefetching(server, id, &prefetch);
+		assert_true(fork_await_prefetching(server, id, &prefetch));
 		client_kill(client);
 		struct test_result result = command_wait(&prefetch);
 		if (result.exit_code == 0)
@@ -249,7 +250,7 @@ static void test_exec(void **state)
 static void hang_up_body(struct client_self *self, void *data)
 {
 	struct guest *guest = data;
-	struct chaos chaos = { .threads = 2, .rounds = 150, .salt = guest->salt };
+	struct chaos chaos = { .threads = 2, .rounds = 40, .salt = guest->salt };
 	struct vmm vmm;
 
 	vmm_init(&vmm, self, guest->image);
@@ -334,6 +335,7 @@ static void test_stopped_with_faults_in_flight(void **state)
 	fork_create(server, "slow", "stopped", NULL, scene.guest.socket);
 	struct client *client = client_start("stopped", victim_body, &scene.guest);
 	client_await(client, 'c');
+	fork_wait(server, "stopped", "connected");
 	assert_true(client_await_stuck(client, (int)client_counter(client, 1), 3, WAIT_S));
 	kill(client->pid, SIGSTOP);
 	int status;

@@ -172,6 +172,25 @@ static void run_victim(const char *name, void (*body)(struct client_self *, void
 	assert_int_equal(test_image_sum(&scene->image), sum);
 }
 
+/* Refuses the system call as a container's seccomp filter does, and the device too if asked to. */
+static void refuse_userfaultfd(struct client_self *self, uint32_t error, bool device)
+{
+	uint32_t device_call = device ? USERFAULTFD_IOC_NEW : 0;
+	struct sock_filter program[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_userfaultfd, 3, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 3),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, device_call, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | error),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog filter = { sizeof program / sizeof *program, program };
+
+	client_require(self, prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "no_new_privs: %s", strerror(errno));
+	client_require(self, prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0, "seccomp: %s", strerror(errno));
+}
+
 /* ---- supplied by the real server ---- */
 
 static void require_out_of_the_way(struct victim *victim)
@@ -201,6 +220,28 @@ static void require_child_cannot_look(struct victim *victim, const char *address
 		       "a forked child could look at guest memory");
 }
 
+/* Whether huge pages are ruled out there, as smaps tells. */
+static void require_small_pages(struct victim *victim, const char *address)
+{
+	_cleanup_fclose_ FILE *f = fopen("/proc/self/smaps", "re");
+	_cleanup_free_ char *line = NULL;
+	size_t size = 0;
+	bool here = false;
+
+	while (f && getline(&line, &size, f) > 0) {
+		unsigned long start, end;
+
+		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+			here = start <= (uintptr_t)address && (uintptr_t)address < end;
+		else if (here && !strncmp(line, "VmFlags:", 8)) {
+			client_require(victim->self, strstr(line, " nh") && !strstr(line, " hg"), "its flags are %s",
+				       line);
+			return;
+		}
+	}
+	client_fail(victim->self, "smaps has no flags for guest memory");
+}
+
 static void supplied_body(struct client_self *self, void *data)
 {
 	struct scene *scene = data;
@@ -211,6 +252,7 @@ static void supplied_body(struct client_self *self, void *data)
 	require_out_of_the_way(&victim);
 	client_require(self, !getenv("FAULTLINE_SOCKET"), "children would inherit FAULTLINE_SOCKET");
 	client_require(self, victim.madvise(address, IMAGE_SIZE, MADV_HUGEPAGE) == 0, "MADV_HUGEPAGE failed");
+	require_small_pages(&victim, address);
 #ifndef __SANITIZE_ADDRESS__
 	require_child_cannot_look(&victim, address);
 #endif
@@ -270,6 +312,33 @@ static void test_locked_memory_is_supplied_too(void **state)
 	fork_create(server, "t", "f", NULL, scene.socket);
 	run_victim("locked", locked_body, &scene);
 	assert_true(fork_number(server, "f", "copied_pages") > 0);
+}
+
+static void device_body(struct client_self *self, void *data)
+{
+	struct scene *scene = data;
+	struct victim victim;
+
+	victim_init(&victim, self, scene, scene->socket, NULL);
+	refuse_userfaultfd(self, EPERM, false);
+	char *address = map_as_qemu(&victim);
+	hear(&victim, NULL);
+	check_bytes(&victim, address, 0, IMAGE_SIZE);
+}
+
+static void test_the_device_does_where_the_system_call_is_refused(void **state)
+{
+	struct test_server *server = *state;
+	struct scene scene = scene_new(server);
+
+	if (access("/dev/userfaultfd", R_OK | W_OK) < 0) {
+		print_message("skipped: this kernel has no /dev/userfaultfd\n");
+		skip();
+	}
+	template_add(server, "t", &scene.image);
+	fork_create(server, "t", "f", NULL, scene.socket);
+	run_victim("device", device_body, &scene);
+	assert_int_equal(fork_number(server, "f", "copied_pages"), IMAGE_SIZE / PAGE);
 }
 
 /* ---- the handshake ---- */
@@ -446,31 +515,13 @@ static void test_without_a_server_the_image_is_mapped(void **state)
 	run_victim("nobody listens", no_server_body, &scene);
 }
 
-/* Refuses userfaultfd by both ways, as a container's seccomp filter does. */
-static void refuse_userfaultfd(struct client_self *self, uint32_t error)
-{
-	struct sock_filter program[] = {
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_userfaultfd, 3, 0),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 3),
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, USERFAULTFD_IOC_NEW, 0, 1),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | error),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-	};
-	struct sock_fprog filter = { sizeof program / sizeof *program, program };
-
-	client_require(self, prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "no_new_privs: %s", strerror(errno));
-	client_require(self, prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0, "seccomp: %s", strerror(errno));
-}
-
 static void refused_body(struct client_self *self, void *data)
 {
 	struct scene *scene = data;
 	struct victim victim;
 
 	victim_init(&victim, self, scene, scene->socket, NULL);
-	refuse_userfaultfd(self, (uint32_t)scene->refusal);
+	refuse_userfaultfd(self, (uint32_t)scene->refusal, true);
 	check_plain(&victim, scene->refusal == ENOSYS ? "CONFIG_USERFAULTFD" : "CAP_SYS_PTRACE");
 }
 
@@ -490,9 +541,13 @@ static void test_without_userfaultfd_the_image_is_mapped(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		SERVED(test_memory_is_supplied_by_the_server),	      SERVED(test_locked_memory_is_supplied_too),
-		SERVED(test_handshake_is_one_message_with_all_keys),  SERVED(test_other_mappings_are_left_alone),
-		SERVED(test_image_is_taken_once_by_any_name),	      SERVED(test_without_a_server_the_image_is_mapped),
+		SERVED(test_memory_is_supplied_by_the_server),
+		SERVED(test_locked_memory_is_supplied_too),
+		SERVED(test_the_device_does_where_the_system_call_is_refused),
+		SERVED(test_handshake_is_one_message_with_all_keys),
+		SERVED(test_other_mappings_are_left_alone),
+		SERVED(test_image_is_taken_once_by_any_name),
+		SERVED(test_without_a_server_the_image_is_mapped),
 		SERVED(test_without_userfaultfd_the_image_is_mapped),
 	};
 

@@ -105,7 +105,7 @@ static void stop_with_forks_live(struct test_server *server, int signal_number)
 	snprintf(path, sizeof path, "%s/all.hpl", server->dir);
 	list_write(path, list, PAGES);
 	command_start(&prefetch, server, ARGS("fork", "prefetch", "fork7", path));
-	fork_await_prefetching(server, "fork7", &prefetch);
+	assert_true(fork_await_prefetching(server, "fork7", &prefetch));
 
 	test_server_signal(server, signal_number);
 	int status = test_server_wait_end(server);
@@ -143,20 +143,17 @@ static void test_killed_server_leaves_no_wrong_byte(void **state)
 	test_server_signal(server, SIGKILL);
 	int status = test_server_wait_end(server);
 	assert_true(WIFSIGNALED(status));
-	/* They hold the descriptor themselves, so each stands still in its next fault. */
+	/* They hold the descriptor themselves, so each thread stands still in its next fault or removal. */
 	for (unsigned i = 0; i < FORKS; i++) {
-		bool stuck = client_await_stuck(clients[i], (int)client_counter(clients[i], 1), 3, WAIT_S);
-
+		client_await_still(clients[i], 0);
 		client_kill(clients[i]);
-		if (!stuck)
-			fail_msg("fork%u was not stopped by its faults", i);
 	}
 
 	/* The directory is free again, the templates are known, and what the dead left there is in nobody's way. */
 	test_server_start(server);
-	json_decref(command_ok(server, ARGS("template", "show", "base")));
+	json_decref(command_ok(server, ARGS("template", "show", "slow")));
 	fork_check_good(server, "base", "fork0", &image);
-	fork_check_good(server, "slow", "new", &image);
+	fork_check_good(server, "base", "new", &image);
 }
 
 static void test_stopped_server_can_be_started_again(void **state)

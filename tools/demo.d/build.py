@@ -27,9 +27,13 @@ def _run(command, progress):
     process = subprocess.Popen(command, cwd=SOURCE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     said = []
     with process:
-        for line in process.stdout:
-            said.append(line)
-            if count := re.match(r"\[(\d+/\d+)\]", line):
-                progress.detail(count[1])
+        try:
+            for line in process.stdout:
+                said.append(line)
+                if count := re.match(r"\[(\d+/\d+)\]", line):
+                    progress.detail(count[1])
+        except BaseException:
+            process.terminate()
+            raise
     if process.returncode != 0:
         raise BuildError("".join([*said[-40:], f"`{' '.join(command)}` failed; its last lines stand above"]))

@@ -1,4 +1,5 @@
 """One fork's life in the demo: started, asked, measured, checked, ended."""
+import contextlib
 import json
 import random
 import threading
@@ -15,40 +16,41 @@ class CheckFailed(Exception):
 class Runner:
     """What all forks share. Forks are started by the main thread and driven by any."""
 
-    def __init__(self, template, server, preload, directory):
+    def __init__(self, template, server, preload, directory, interruptions):
         self.template, self.server, self.preload, self.directory = template, server, preload, directory
+        self.interruptions = interruptions
         self.hot_list = directory / "hot-list"
-        self.runs = []  # appended to by the main thread only
+        self.started = 0
+        self.runs = []  # the figures of all forks so far
 
     def run(self, way, keep_list=False):
         """A fork alone, start to end."""
-        with self._start(way, at_once=1) as fork:
+        with contextlib.ExitStack() as stack:
+            fork = self._start(stack, way, at_once=1)
             fork.drive()
             if keep_list:
                 self.server.run("fork", "hot-list", fork.name, "-o", self.hot_list)
-            self.runs.append(fork.figures)
-            return fork.figures
+        self.runs.append(fork.figures)
 
     def run_at_once(self, way, count):
         """So many forks at the same time."""
         forks, threads = [], []
-        try:
+        with contextlib.ExitStack() as stack:
             for _ in range(count):
-                forks.append(self._start(way, at_once=count))
+                forks.append(self._start(stack, way, at_once=count))
                 threads.append(threading.Thread(target=forks[-1].drive_quietly, daemon=True))
                 threads[-1].start()
             for thread in threads:
                 thread.join()
-        finally:
-            for fork in forks:
-                fork.stop()
         for fork in forks:
             if fork.failure:
                 raise fork.failure
             self.runs.append(fork.figures)
 
-    def _start(self, way, at_once):
-        return Fork(self, way, at_once, f"{way}-{len(self.runs)}-{random.randrange(16**4):04x}")
+    def _start(self, stack, way, at_once):
+        self.started += 1
+        with self.interruptions.held():
+            return stack.enter_context(Fork(self, way, at_once, f"{way}-{self.started}"))
 
 
 class Fork:

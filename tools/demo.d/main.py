@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -16,6 +15,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import build  # noqa: E402
 import report  # noqa: E402
 from forks import CheckFailed, Runner  # noqa: E402
+from interruptions import Interrupted, Interruptions  # noqa: E402
 from progress import Progress  # noqa: E402
 from vm import guest, qemu  # noqa: E402
 from vm.server import Server, ServerError  # noqa: E402
@@ -23,21 +23,11 @@ from vm.server import Server, ServerError  # noqa: E402
 DISK_NEEDED = 1 << 30  # bytes: the memory image, and room for whoever else writes there
 
 
-class Interrupted(BaseException):
-    """A signal asked for the end: everything is cleaned up on its way out."""
-
-    def __init__(self, number):
-        super().__init__(number)
-        self.number = number
-
-
 def main():
     arguments = parse_arguments()
     progress = Progress()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
     try:
-        demonstrate(arguments, progress)
+        demonstrate(arguments, progress, Interruptions())
         return 0
     except Interrupted as interruption:
         progress.finish()
@@ -69,35 +59,30 @@ def positive(text):
     return int(text)
 
 
-def interrupt(number, _frame):
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ignored, signal.SIG_IGN)  # cleaning up takes a second, and is not to be interrupted
-    raise Interrupted(number)
-
-
-def demonstrate(arguments, progress):
+def demonstrate(arguments, progress, interruptions):
     started = time.monotonic()
     check_privileges()
     binary, preload = build.programs(progress)
-    progress.step("the guest")
+    progress.step("making the guest of Debian packages")
     image = guest.prepare(progress.detail)
-    progress.finish(f"Debian's {image.release}, busybox and Python")
+    progress.finish(f"{image.release}, busybox, Python")
 
     with contextlib.ExitStack() as stack:
-        directory = make_directory(stack, arguments.keep)
-        template = make_template(image, directory, progress)
-        server = stack.enter_context(Server(binary, directory))
+        with interruptions.held():
+            directory = make_directory(stack, arguments.keep)
+            server = stack.enter_context(Server(binary, directory))
+            stack.enter_context(explaining(server))
+        template = make_template(image, directory, progress, interruptions)
         server.run("template", "add", "base", "--memory", template.memory)
-        runner = Runner(template, server, preload, directory)
+        runner = Runner(template, server, preload, directory, interruptions)
         run_forks(runner, arguments.forks, progress)
 
-        progress.step("checking the template")
+        progress.step("checking the template's memory image")
         if not template.intact():
             raise CheckFailed(f"the template's memory image {template.memory} has changed")
-        server.run("template", "remove", "base")
         if status := server.stop():
             raise CheckFailed(f"the server ended with status {status}: {server.said()}")
-        progress.finish("its memory image is as it was")
+        progress.finish("unchanged")
 
     rows = report.rows(runner.runs)
     seconds = time.monotonic() - started
@@ -126,35 +111,46 @@ def make_directory(stack, keep):
     return directory
 
 
-def make_template(image, directory, progress):
-    progress.step("the template: booting the guest under QEMU")
-    with qemu.boot(image, directory) as vm:
+@contextlib.contextmanager
+def explaining(server):
+    """Shows the end of the server's log where something fails: the log itself goes away with the rest."""
+    try:
+        yield
+    except Exception:
+        print("\nThe server's log ends so:", *server.said().splitlines()[-10:], sep="\n    ", file=sys.stderr)
+        raise
+
+
+def make_template(image, directory, progress, interruptions):
+    progress.step("booting the guest under QEMU")
+    with contextlib.ExitStack() as stack:
+        with interruptions.held():
+            vm = stack.enter_context(qemu.boot(image, directory))
         vm.wait_booted()
         progress.finish("ready")
-        progress.step("the template: taking its snapshot")
+        progress.step("taking its snapshot")
         template = qemu.snapshot(vm, image, directory)
     used = template.memory.stat().st_blocks * 512
-    progress.finish(f"{qemu.MEMORY_SIZE >> 20} MiB of memory ({used >> 20} in use), {template.state.stat().st_size >> 10} KiB of state")
+    progress.finish(f"{qemu.MEMORY_SIZE >> 20} MiB of memory, {used >> 20} in use")
     return template
 
 
 def run_forks(runner, count, progress):
     """The ways take turns, so that whatever else the machine does hits them all alike."""
-    progress.step(f"forks, one at a time, {count} of each kind")
     ways = list(report.WAYS)
     for turn in range(count):
-        order = ways[turn % len(ways) :] + ways[: turn % len(ways)] if turn else ways
-        for way in order:
-            progress.detail(f"{len(runner.runs) + 1} of {count * len(ways)}, {report.WAYS[way].strip()}")
-            runner.run(way, keep_list=turn == 0 and way == "record")
-    progress.finish("done")
+        progress.step(f"forks, one at a time, round {turn + 1} of {count}")
+        first = turn % len(ways)
+        for way in ways[first:] + ways[:first]:
+            progress.detail(report.WAYS[way].strip())
+            runner.run(way, keep_list=way == "record" and turn == 0)
+        progress.finish("all right")
 
     at_once = max(2, count)
-    progress.step(f"forks, {at_once} at once")
     for way in ("plain", "demand", "prefetch"):
-        progress.detail(report.WAYS[way].strip())
+        progress.step(f"forks, {at_once} at once, {report.WAYS[way].strip()}")
         runner.run_at_once(way, at_once)
-    progress.finish("done")
+        progress.finish("all right")
 
 
 if __name__ == "__main__":

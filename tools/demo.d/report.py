@@ -21,11 +21,11 @@ HEADER = [
 ]
 
 LEGEND = """\
-first answer  from the start of QEMU until the guest has started Python and answered over its serial line
-resumed       the part of it before the guest ran; a prefetched fork waits there until its pages are in
-stall         how long the guest stood still for its demand faults, all together
-used          prefetched pages that the guest had touched by its first answer (the kernel's accessed marks)
-All but the first are medians, taken at the first answer."""
+first answer  from QEMU's start until the guest had started Python, computed, and answered over its serial line
+resumed       the part of it before the guest ran; a prefetched fork waits there for its pages
+stall         from the server's reading of a fault to the page's arrival, summed over the fork's faults
+used          prefetched pages that the guest had touched by then, by the kernel's accessed marks
+Each figure is the median over the forks, taken at the first answer."""
 
 
 def rows(runs):

@@ -26,10 +26,10 @@ class VmError(Exception):
 
 
 class Lines:
-    """Reads and writes lines on a connected socket, with a time limit."""
+    """Reads and writes lines on a connected socket, with a time limit. EXPLAIN() gives what else may tell why it failed."""
 
-    def __init__(self, sock, name):
-        self.sock, self.name = sock, name
+    def __init__(self, sock, name, explain):
+        self.sock, self.name, self.explain = sock, name, explain
         self.buffer = b""
         self.heard = []
 
@@ -37,28 +37,31 @@ class Lines:
         try:
             self.sock.sendall(line.encode() + b"\n")
         except OSError as error:
-            raise VmError(f"{self.name} hung up: {error}") from None
+            raise self._failure(f"hung up ({error})") from None
 
     def read(self, timeout=TIMEOUT):
         deadline = time.monotonic() + timeout
         while b"\n" not in self.buffer:
             ready, _, _ = select.select([self.sock], [], [], max(0, deadline - time.monotonic()))
             if not ready:
-                raise VmError(f"{self.name} said nothing for {timeout} s; before: {self._before()}")
+                raise self._failure(f"said nothing for {timeout} s")
             try:
                 data = self.sock.recv(65536)
             except ConnectionResetError:
                 data = b""
             if not data:
-                raise VmError(f"{self.name} hung up; before: {self._before()}")
+                raise self._failure("hung up")
             self.buffer += data
         line, _, self.buffer = self.buffer.partition(b"\n")
         text = line.decode(errors="replace").strip()
         self.heard = [*self.heard[-4:], text]
         return text
 
-    def _before(self):
-        return " | ".join(self.heard) or "nothing"
+    def _failure(self, what):
+        said = self.explain()
+        return VmError(
+            f"{self.name} {what}; its last lines: {' | '.join(self.heard) or 'none'}{f'; on stderr: {said}' if said else ''}"
+        )
 
 
 class Qmp:
@@ -82,14 +85,17 @@ class Qmp:
                 return message["return"]
             self.events.append(message)
 
-    def wait_migrated(self):
+    def wait_event(self, name, matches):
+        """The data of the first event of that name for which MATCHES(data) holds."""
         while True:
             message = self.events.pop(0) if self.events else self._next()
-            status = message.get("data", {}).get("status") if message.get("event") == "MIGRATION" else None
-            if status == "completed":
-                return
-            if status == "failed":
-                raise VmError(f"{self.lines.name}: the migration failed")
+            if message.get("event") == name and matches(message.get("data", {})):
+                return message["data"]
+
+    def wait_migrated(self):
+        data = self.wait_event("MIGRATION", lambda data: data["status"] in ("completed", "failed"))
+        if data["status"] == "failed":
+            raise VmError(f"{self.lines.name}: the migration failed")
 
     def _next(self):
         return json.loads(self.lines.read())
@@ -104,7 +110,7 @@ class Vm:
         qmp, qmp_theirs = socket.socketpair()
         command = [
             "setpriv", "--pdeathsig", "KILL", "--",  # nobody is left behind, even if this process is killed
-            QEMU, "-name", name, "-nodefaults", "-display", "none", "-no-reboot", "-accel", "tcg", "-cpu", "max", "-smp", "1",
+            QEMU, "-name", name, "-nodefaults", "-display", "none", "-no-reboot", "-accel", "tcg", "-cpu", "max", "-smp", "2",
             "-m", f"{MEMORY_SIZE >> 20}M", "-machine", "pc,memory-backend=m",
             "-object", f"memory-backend-file,id=m,size={MEMORY_SIZE},mem-path={memory},share={'on' if share else 'off'}",
             "-kernel", guest.kernel, "-initrd", guest.initrd,
@@ -114,8 +120,8 @@ class Vm:
             "-device", "virtio-balloon-pci,id=balloon",
             *(["-incoming", "defer"] if incoming else []), *options,
         ]  # fmt: skip
-        self.serial = Lines(serial, f"the guest of {name}")
-        self.qmp = Qmp(Lines(qmp, f"QEMU of {name}"))
+        self.serial = Lines(serial, f"the guest of {name}", self.said)
+        self.qmp = Qmp(Lines(qmp, f"QEMU of {name}", self.said))
         self.spawned = time.monotonic()
         self.resumed = None
         with open(self.log, "wb") as stderr:

@@ -40,9 +40,11 @@ class Server:
                 if notify in ready and b"READY=1" in notify.recv(4096).split(b"\n"):
                     return
                 if ended in ready or not ready:
-                    self.process.kill()
-                    self.process.wait()
                     raise ServerError(f"`faultline serve` did not start: {self.said() or 'it said nothing'}")
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
         finally:
             os.close(ended)
 
@@ -93,6 +95,10 @@ def finish(process):
         process.kill()
         process.communicate()
         raise ServerError(f"`{' '.join(process.args[:4])}` did not end") from None
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     if process.returncode != 0:
         raise ServerError(f"`{' '.join(process.args)}` failed with {process.returncode}: {errors.strip()}")
     return output

@@ -99,6 +99,8 @@ void harness_require(void)
 {
 	const char *binary = getenv("FAULTLINE");
 
+	if (getenv("FAULTLINE_TEST_FILTER"))
+		cmocka_set_test_filter(getenv("FAULTLINE_TEST_FILTER"));
 	/* A peer that is cut off while it writes wants an error, not the end of the test. */
 	signal(SIGPIPE, SIG_IGN);
 	setvbuf(stdout, NULL, _IOLBF, 0);

@@ -39,7 +39,10 @@ void random_order(struct random *random, uint32_t *order, uint32_t count);
 
 uint64_t mix64(uint64_t x);
 
-/* Runs the group; exits with 77 and a reason where root, userfaultfd or the binary is not there. */
+/*
+ * Runs the group, or those of its tests that FAULTLINE_TEST_FILTER (a pattern with '*') names; exits with 77 and a reason
+ * where root, userfaultfd or the binary is not there.
+ */
 #define harness_run(tests) (harness_require(), cmocka_run_group_tests(tests, NULL, NULL))
 void harness_require(void);
 

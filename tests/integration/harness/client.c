@@ -1,5 +1,6 @@
 #include "integration/harness/client.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
@@ -251,6 +252,16 @@ void client_await_counter(struct client *client, unsigned index, uint64_t value)
 	}
 }
 
+void client_await_end(struct client *client)
+{
+	struct pollfd p = { .fd = client->pidfd, .events = POLLIN };
+	uint64_t deadline = deadline_in(WAIT_S);
+
+	while (poll(&p, 1, deadline_ms(deadline)) <= 0)
+		if (!deadline_ms(deadline))
+			fail_hanging(client, "end");
+}
+
 void client_join(struct client *client)
 {
 	int status = wait_end(client, WAIT_S);
@@ -330,6 +341,46 @@ bool uffd_waiters(pid_t pid, int fd, unsigned *ret_pending, unsigned *ret_total)
 	*ret_pending = pending;
 	*ret_total = total;
 	return found == 2;
+}
+
+/* Threads of the process that run or want to. */
+static unsigned running_threads(pid_t pid)
+{
+	unsigned count = 0;
+	char path[400], line[512];
+
+	snprintf(path, sizeof path, "/proc/%d/task", (int)pid);
+	DIR *dir = opendir(path);
+	for (struct dirent *entry; dir && (entry = readdir(dir));) {
+		snprintf(path, sizeof path, "/proc/%d/task/%s/stat", (int)pid, entry->d_name);
+		_cleanup_fclose_ FILE *f = entry->d_name[0] == '.' ? NULL : fopen(path, "re");
+		if (!f || !fgets(line, sizeof line, f))
+			continue;
+		const char *state = strrchr(line, ')');
+		count += state && state[2] == 'R';
+	}
+	if (dir)
+		closedir(dir);
+	return count;
+}
+
+void client_await_still(struct client *client, unsigned index)
+{
+	uint64_t deadline = deadline_in(WAIT_S), count = 0;
+	unsigned still = 0;
+
+	/* Asleep ten times in a row without an action in between: a thread that waits for a lock is not taken for stuck. */
+	while (still < 10) {
+		struct pollfd p = { .fd = client->pidfd, .events = POLLIN };
+
+		if (poll(&p, 1, 1) > 0)
+			fail_ended(client, wait_end(client, WAIT_S), "where it should have stood still");
+		uint64_t now = client_counter(client, index);
+		still = running_threads(client->pid) == 0 && now == count ? still + 1 : 0;
+		count = now;
+		if (!deadline_ms(deadline))
+			fail_hanging(client, "stand still");
+	}
 }
 
 bool client_await_stuck(struct client *client, int fd, unsigned count, double within)

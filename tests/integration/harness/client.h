@@ -65,6 +65,8 @@ uint64_t client_counter(const struct client *client, unsigned index);
 /* Waits until the counter is at least VALUE. */
 void client_await_counter(struct client *client, unsigned index, uint64_t value);
 
+/* Waits for the end, good or bad, which stays to be told by client_join. */
+void client_await_end(struct client *client);
 /* Waits for the end and expects exit 0. Frees the client. */
 void client_join(struct client *client);
 /* Waits for the end by SIGKILL. Frees the client. */
@@ -84,5 +86,7 @@ void client_kill_all(void);
  * server has stopped answering. WITHIN is in seconds; false if that did not come about.
  */
 bool client_await_stuck(struct client *client, int fd, unsigned count, double within);
+/* Waits until all of its threads sleep and its counter INDEX stands still: nobody answers its faults and removals. */
+void client_await_still(struct client *client, unsigned index);
 /* "pending" and "total" of a userfaultfd as /proc/PID/fdinfo shows them; false where it can't be read. */
 bool uffd_waiters(pid_t pid, int fd, unsigned *ret_pending, unsigned *ret_total);

@@ -264,17 +264,20 @@ void fork_wait(const struct test_server *server, const char *id, const char *mil
 	json_decref(command_ok(server, ARGS("fork", "wait", (char *)id, "--for", (char *)milestone, "--timeout", seconds)));
 }
 
-void fork_await_prefetching(const struct test_server *server, const char *id, struct test_command *prefetch)
+bool fork_await_prefetching(const struct test_server *server, const char *id, struct test_command *prefetch)
 {
 	uint64_t deadline = deadline_in(WAIT_S);
-	bool running = false;
 
-	while (!running) {
+	for (;;) {
+		bool ended = command_has_ended(prefetch);
 		_cleanup_free_ char *state = fork_string(server, id, "prefetch_state");
 
-		running = !strcmp(state, "running");
-		if (!running && (command_has_ended(prefetch) || !deadline_ms(deadline)))
-			fail_msg("the prefetch of fork %s was not seen at work: it is \"%s\"", id, state);
+		if (!strcmp(state, "running"))
+			return true;
+		if (ended)
+			return false;
+		if (!deadline_ms(deadline))
+			fail_msg("the prefetch of fork %s does not begin: it is \"%s\"", id, state);
 	}
 }
 

@@ -259,7 +259,9 @@ int test_server_teardown(void **state)
 	}
 	if (bad)
 		print_log(server);
-	if (!bad || !getenv("FAULTLINE_TEST_KEEP"))
+	if (getenv("FAULTLINE_TEST_KEEP"))
+		print_message("kept: %s\n", server->dir);
+	else
 		remove_dir(server->dir);
 	free(server);
 	return bad ? -1 : 0;

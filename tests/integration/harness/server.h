@@ -87,8 +87,8 @@ long long fork_number(const struct test_server *server, const char *id, const ch
 char *fork_string(const struct test_server *server, const char *id, const char *key);
 /* `fork wait ID --for MILESTONE`, which must come. */
 void fork_wait(const struct test_server *server, const char *id, const char *milestone);
-/* Waits until PREFETCH, a running `fork prefetch ID`, is at work. */
-void fork_await_prefetching(const struct test_server *server, const char *id, struct test_command *prefetch);
+/* Waits until PREFETCH, a running `fork prefetch ID`, is at work. False where it ended before that was seen. */
+bool fork_await_prefetching(const struct test_server *server, const char *id, struct test_command *prefetch);
 /* The fork is in STATE, and its `error` has WORD in it (any case; alternatives separated by '|'; NULL: any, but something). */
 void fork_expect_error(const struct test_server *server, const char *id, const char *state, const char *word);
 /* A new fork of TEMPLATE whose client finds every byte right. */
