@@ -42,8 +42,7 @@ static inline pthread_mutex_t *lock_scoped(pthread_mutex_t *m)
 #define _cleanup_fclose_ _cleanup_(cleanup_fclose)
 
 /* Holds the mutex M until the scope ends. */
-#define LOCK_SCOPE(m)                                                                                        \
-	_cleanup_(cleanup_unlock) pthread_mutex_t *scope_lock_ __attribute__((unused)) = lock_scoped(m)
+#define LOCK_SCOPE(m) _cleanup_(cleanup_unlock) pthread_mutex_t *scope_lock_ __attribute__((unused)) = lock_scoped(m)
 
 #define TAKE_PTR(p)                 \
 	({                          \
@@ -60,8 +59,8 @@ static inline pthread_mutex_t *lock_scoped(pthread_mutex_t *m)
 	})
 
 /* Defines a cleanup function that calls FREE on a pointer variable of TYPE. */
-#define DEFINE_CLEANUP(type, free_fn)                   \
-	static inline void cleanup_##free_fn(type **p)  \
-	{                                               \
-		free_fn(*p);                            \
+#define DEFINE_CLEANUP(type, free_fn)                  \
+	static inline void cleanup_##free_fn(type **p) \
+	{                                              \
+		free_fn(*p);                           \
 	}

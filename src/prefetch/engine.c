@@ -122,8 +122,8 @@ static int64_t put_mapped(struct prefetch_job *job, uint64_t page, uint64_t page
 	return source_is_whole(job->source) ? done : -ESTALE;
 }
 
-static int64_t put_read(struct worker *worker, struct prefetch_job *job, uint64_t page, uint64_t pages, size_t page_size,
-			uint64_t offset)
+static int64_t put_read(struct worker *worker, struct prefetch_job *job, uint64_t page, uint64_t pages,
+			size_t page_size, uint64_t offset)
 {
 	int r = source_read(job->source, worker->buffer, pages * page_size, offset);
 	if (r < 0 && pages > 1) {

@@ -28,9 +28,9 @@ struct prefetch_job {
 	/* Counts so far, for whoever looks. */
 	_Atomic uint64_t copied, present, removed, skipped, unreadable;
 
-	size_t run;	    /* the engine's from here on: where it stands */
+	size_t run; /* the engine's from here on: where it stands */
 	uint64_t at;
-	uint64_t step;	    /* pages a call */
+	uint64_t step; /* pages a call */
 	uint64_t demands_seen;
 	int first_error;
 	struct prefetch_job *next;

@@ -52,8 +52,8 @@ struct fork *server_find_fork(struct server *server, const char *id)
 
 static int unknown(const char *id, struct error *err)
 {
-	return error_set(err, -ENOENT, "fork_unknown", "there is no fork '%.80s': 'faultline fork list' shows those there are",
-			 id);
+	return error_set(err, -ENOENT, "fork_unknown",
+			 "there is no fork '%.80s': 'faultline fork list' shows those there are", id);
 }
 
 void fork_set_error(struct fork *fork, const char *message)
@@ -211,11 +211,11 @@ static int check_room(struct server *server, const struct fork_spec *spec, const
 				 "there is no template '%.80s': 'faultline template list' shows those there are",
 				 spec->template);
 	if (server_find_fork(server, id))
-		return error_set(err, -EEXIST, "fork_exists", "there is a fork '%s' already: remove it first, or use another id",
-				 id);
+		return error_set(err, -EEXIST, "fork_exists",
+				 "there is a fork '%s' already: remove it first, or use another id", id);
 	if (server->fork_count >= FORKS_MAX)
-		return error_set(err, -EMFILE, "too_many_forks", "there are %d forks already, which is the most that are served",
-				 FORKS_MAX);
+		return error_set(err, -EMFILE, "too_many_forks",
+				 "there are %d forks already, which is the most that are served", FORKS_MAX);
 	return 0;
 }
 
@@ -295,7 +295,8 @@ int server_fork_create(struct server *server, const struct fork_spec *spec, stru
 	if (r >= 0) {
 		r = server_watch(server, fork->listener_fd, &fork->listener_watch, WATCH_LISTENER, fork);
 		if (r < 0) {
-			error_set(err, r, "io_error", "cannot watch the socket '%s': %s", fork->socket_path, strerror(-r));
+			error_set(err, r, "io_error", "cannot watch the socket '%s': %s", fork->socket_path,
+				  strerror(-r));
 			unlink(fork->socket_path);
 		}
 	}
@@ -311,8 +312,8 @@ int server_fork_create(struct server *server, const struct fork_spec *spec, stru
 	prune_ended(server);
 	if (ret)
 		fill_info(fork, ret);
-	log_info(NULL, "fork %s: created from template %s%s%s", fork->id, template->name, fork->record ? ", recorded" : "",
-		 fork->prefetch == PREFETCH_EAGER ? ", prefetched" : "");
+	log_info(NULL, "fork %s: created from template %s%s%s", fork->id, template->name,
+		 fork->record ? ", recorded" : "", fork->prefetch == PREFETCH_EAGER ? ", prefetched" : "");
 	return 0;
 }
 
@@ -518,8 +519,7 @@ int server_fork_wait(struct server *server, const char *id, enum fork_milestone 
 		}
 		if (server->stopping)
 			return error_set(err, -ESHUTDOWN, "shutting_down", "the server is stopping");
-		if (now_ns() >= until ||
-		    pthread_cond_timedwait(&server->changed, &server->lock, &ts) == ETIMEDOUT) {
+		if (now_ns() >= until || pthread_cond_timedwait(&server->changed, &server->lock, &ts) == ETIMEDOUT) {
 			fork = server_find_fork(server, id);
 			if (fork && fork->serial == serial && reached(fork, milestone, NULL) > 0)
 				continue;
@@ -580,7 +580,7 @@ int server_fork_remove(struct server *server, const char *id, bool force, struct
 	uint64_t serial = fork->serial;
 	bool live = fork->state == FORK_CONNECTED || fork->state == FORK_READY;
 	/* Just ended, and the loop has not come to it yet? */
-	if (live && fork_process_ended(fork)) {
+	if (live && fork_process_ended(fork) && !fork_memory_mapped(fork)) {
 		fork_end(server, fork);
 		live = false;
 	}

@@ -59,7 +59,8 @@ static int get_number(const json_t *object, size_t index, const char *key, bool 
 	if (!value)
 		return required ? error_set(err, -EBADMSG, "bad_handshake", "region %zu lacks '%s'", index, key) : 0;
 	if (!json_is_integer(value) || json_integer_value(value) < 0)
-		return error_set(err, -EBADMSG, "bad_handshake", "region %zu: '%s' is not an unsigned integer", index, key);
+		return error_set(err, -EBADMSG, "bad_handshake", "region %zu: '%s' is not an unsigned integer", index,
+				 key);
 	*ret = (uint64_t)json_integer_value(value);
 	return 1;
 }

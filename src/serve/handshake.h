@@ -23,7 +23,7 @@ enum handshake_progress { HANDSHAKE_INCOMPLETE, HANDSHAKE_COMPLETE, HANDSHAKE_MA
 enum handshake_progress handshake_scan(struct handshake_scan *scan, const char *data, size_t size);
 
 struct handshake {
-	const char *kind; /* "firecracker" or "hypeman" */
+	const char *kind;	/* "firecracker" or "hypeman" */
 	struct region *regions; /* owned by the caller; not yet validated */
 	size_t region_count;
 };

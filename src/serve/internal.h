@@ -38,7 +38,7 @@ struct peer {
 	struct watch watch;
 	struct fork *fork;
 	int fd;
-	int uffd; /* -1: not received yet */
+	int uffd;    /* -1: not received yet */
 	int surplus; /* further descriptors received: a violation */
 	pid_t pid;
 	uid_t uid;
@@ -54,9 +54,9 @@ struct fork {
 	char id[NAME_MAX_LENGTH + 1];
 	struct template *template;
 	enum fork_state state;
-	bool stopping; /* its VMM has been told to stop by us */
-	bool lingering; /* its VMM has closed the socket, but still runs with its memory mapped */
-	bool removed;  /* no longer in the table; freed at the end of the batch */
+	bool stopping;	/* its VMM has been told to stop by us */
+	bool lingering; /* its VMM seems gone, but its memory is still mapped */
+	bool removed;	/* no longer in the table; freed at the end of the batch */
 
 	char *socket_path;
 	int listener_fd; /* -1 once connected */

@@ -66,11 +66,11 @@ struct pager {
 	struct session *deferred; /* sessions with faults to try again */
 	uint64_t retry_ns;
 
-	unsigned slow_count; /* under way */
+	unsigned slow_count;				      /* under way */
 	struct slow_fault *slow_waiting, **slow_waiting_tail; /* more than the device may be asked for at once */
-	struct slow_fault *slow_free; /* with buffers of one small page */
+	struct slow_fault *slow_free;			      /* with buffers of one small page */
 
-	pthread_mutex_t lock; /* innermost */
+	pthread_mutex_t lock;	 /* innermost */
 	struct message *mailbox; /* sessions to let go */
 	bool stopping;
 };
@@ -108,7 +108,8 @@ static void poison(struct pager *pager, struct session *s, uint64_t page, uint64
 {
 	const struct region *region = regions_of_page(s->memory->regions, s->memory->region_count, page);
 	uint64_t offset = region->offset + (page - region->first_page) * region->page_size;
-	const char *why = error == -ENODATA ? "the image has become shorter than it was when it was added" : strerror(-error);
+	const char *why =
+		error == -ENODATA ? "the image has become shorter than it was when it was added" : strerror(-error);
 	struct supply supply = guest_memory_poison(s->memory, page);
 
 	switch (supply.outcome) {
@@ -375,8 +376,9 @@ static void retry_deferred(struct pager *pager, struct session *s)
 static void refuse_child(struct session *s, int child)
 {
 	if (child < 0) {
-		log_warning(s->name, "its VMM forked with EVENT_FORK negotiated: the child is not served, and gets SIGBUS "
-				     "where it touches memory that was not there yet");
+		log_warning(s->name,
+			    "its VMM forked with EVENT_FORK negotiated: the child is not served, and gets SIGBUS "
+			    "where it touches memory that was not there yet");
 		return;
 	}
 	for (size_t i = 0; i < sizeof s->orphans / sizeof s->orphans[0] && child >= 0; i++)
@@ -440,8 +442,9 @@ static bool serve_batch(struct pager *pager, struct session *s)
 		if (messages[i].event != UFFD_EVENT_PAGEFAULT)
 			continue;
 		if (messages[i].arg.pagefault.flags & (UFFD_PAGEFAULT_FLAG_WP | UFFD_PAGEFAULT_FLAG_MINOR)) {
-			session_stop_vmm(s, "it registered memory for write-protect or minor faults, which are not served: "
-					    "register it for missing pages only");
+			session_stop_vmm(s,
+					 "it registered memory for write-protect or minor faults, which are not served: "
+					 "register it for missing pages only");
 			break;
 		}
 		bump(&s->faults);
@@ -487,7 +490,8 @@ static void retry_all_deferred(struct pager *pager)
 			pager->deferred = s;
 		}
 	}
-	pager->retry_ns = pager->deferred ? (pager->retry_ns * 2 < RETRY_MAX_NS ? pager->retry_ns * 2 : RETRY_MAX_NS) : 0;
+	pager->retry_ns =
+		pager->deferred ? (pager->retry_ns * 2 < RETRY_MAX_NS ? pager->retry_ns * 2 : RETRY_MAX_NS) : 0;
 }
 
 /* A session that leaves may still be in the list of those with deferred faults. */

@@ -62,8 +62,13 @@ static void peer_new(struct server *server, struct fork *fork, int fd, const str
 		close(fd);
 		return;
 	}
-	*peer = (struct peer){ .fork = fork, .fd = fd, .uffd = -1, .pid = cred->pid, .uid = cred->uid,
-			       .deadline_ns = now_ns() + HANDSHAKE_TIMEOUT_NS, .next = fork->peers };
+	*peer = (struct peer){ .fork = fork,
+			       .fd = fd,
+			       .uffd = -1,
+			       .pid = cred->pid,
+			       .uid = cred->uid,
+			       .deadline_ns = now_ns() + HANDSHAKE_TIMEOUT_NS,
+			       .next = fork->peers };
 	fork->peers = peer;
 	fork->peer_count++;
 	if (server_watch(server, fd, &peer->watch, WATCH_PEER, peer) < 0)
@@ -75,7 +80,8 @@ static void peer_new(struct server *server, struct fork *fork, int fd, const str
 /* No descriptor is left to accept with: without this the listener would keep the loop spinning. */
 static void turn_away(struct server *server, struct fork *fork)
 {
-	log_error(NULL, "fork %s: out of file descriptors: a VMM was turned away; raise the limit (LimitNOFILE=, ulimit -n)",
+	log_error(NULL,
+		  "fork %s: out of file descriptors: a VMM was turned away; raise the limit (LimitNOFILE=, ulimit -n)",
 		  fork->id);
 	fork_set_error(fork, "the server was out of file descriptors: raise its limit (LimitNOFILE=, ulimit -n)");
 	cleanup_close(&server->spare_fd);
@@ -157,8 +163,9 @@ static int receive(struct peer *peer, struct error *err)
 		if (r < 0)
 			return r;
 		struct iovec iov = { .iov_base = peer->text + peer->size, .iov_len = RECEIVE_BYTES };
-		struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
-				      .msg_controllen = sizeof control };
+		struct msghdr msg = {
+			.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control
+		};
 		ssize_t n = recvmsg(peer->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 		if (n < 0 && (errno == EAGAIN || errno == EINTR))
 			return 0;

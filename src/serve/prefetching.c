@@ -17,7 +17,7 @@ struct prefetch_request {
 	struct session *session; /* a use */
 	uint64_t serial;	 /* of the fork */
 	char *path;
-	struct error error;	 /* of making the plan */
+	struct error error; /* of making the plan */
 };
 
 static void request_free(struct prefetch_request *request)
@@ -168,7 +168,8 @@ static int check_can_prefetch(const struct fork *fork, const char *id, struct er
 	if (fork->state == FORK_GONE)
 		return error_set(err, -ESRCH, "fork_gone", "fork '%s' has ended", id);
 	if (fork->prefetching)
-		return error_set(err, -EBUSY, "prefetch_busy", "fork '%s' is being prefetched already: wait for that", id);
+		return error_set(err, -EBUSY, "prefetch_busy", "fork '%s' is being prefetched already: wait for that",
+				 id);
 	return 0;
 }
 

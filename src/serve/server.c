@@ -86,8 +86,9 @@ static bool drain_socket(struct fork *fork)
 	struct iovec iov = { .iov_base = bytes, .iov_len = sizeof bytes };
 
 	for (int rounds = 0; rounds < 16; rounds++) {
-		struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
-				      .msg_controllen = sizeof control };
+		struct msghdr msg = {
+			.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control
+		};
 		ssize_t n = recvmsg(fork->socket_fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 
 		if (n < 0)
@@ -112,23 +113,34 @@ static bool drain_socket(struct fork *fork)
 }
 
 /*
- * The end of the stream means that the VMM is gone. One whose process is alive, with the memory still mapped and registered, would
- * read zeros or hang if it were believed: it is served on until one of the two ends.
+ * WHAT says that the VMM is gone. One whose memory is still mapped and registered would read zeros or hang if that were believed: it is
+ * served on until the memory goes.
  */
+static void end_or_linger(struct server *server, struct fork *fork, const char *what)
+{
+	if (!fork_memory_mapped(fork)) {
+		fork_end(server, fork);
+		return;
+	}
+	/* A process that is being killed may be seen in the middle of it. */
+	if (!fork->stopping && !fork->lingering && !fork_process_ended(fork))
+		log_warning(fork->session->name, "%s (pid %d), but its memory is still mapped: serving it on", what,
+			    (int)fork->pid);
+	fork->lingering = true;
+}
+
 static void socket_readable(struct server *server, struct fork *fork)
 {
 	if (drain_socket(fork))
 		return;
 	server_unwatch(server, fork->socket_fd);
-	if (fork_process_ended(fork) || !fork_memory_mapped(fork)) {
-		fork_end(server, fork);
-		return;
-	}
-	if (!fork->stopping)
-		log_warning(fork->session->name,
-			    "its VMM (pid %d) has closed its socket, but runs on with its memory mapped: serving it on",
-			    (int)fork->pid);
-	fork->lingering = true;
+	end_or_linger(server, fork, "its VMM has closed its socket");
+}
+
+static void process_readable(struct server *server, struct fork *fork)
+{
+	server_unwatch(server, fork->session->pidfd);
+	end_or_linger(server, fork, "the process that made its connection has ended");
 }
 
 static void look_at_lingering(struct server *server)
@@ -201,7 +213,7 @@ static void handle(struct server *server, struct watch *watch)
 		break;
 	case WATCH_PROCESS:
 		if (!fork->removed && fork->state != FORK_GONE)
-			fork_end(server, fork);
+			process_readable(server, fork);
 		break;
 	}
 }
@@ -312,7 +324,8 @@ static int make_run_dir(struct server *server, struct error *err)
 		return error_set(err, -errno, "bad_run_dir", "cannot make the run directory '%s': %s", server->run_dir,
 				 strerror(errno));
 	if (stat(server->run_dir, &st) < 0 || !S_ISDIR(st.st_mode))
-		return error_set(err, -ENOTDIR, "bad_run_dir", "the run directory '%s' is not a directory", server->run_dir);
+		return error_set(err, -ENOTDIR, "bad_run_dir", "the run directory '%s' is not a directory",
+				 server->run_dir);
 	if (st.st_uid != geteuid())
 		return error_set(err, -EPERM, "bad_run_dir",
 				 "the run directory '%s' belongs to user %u, not to user %u who runs this server",
@@ -323,13 +336,15 @@ static int make_run_dir(struct server *server, struct error *err)
 
 	char *resolved = realpath(server->run_dir, NULL);
 	if (!resolved)
-		return error_set(err, -errno, "bad_run_dir", "cannot resolve '%s': %s", server->run_dir, strerror(errno));
+		return error_set(err, -errno, "bad_run_dir", "cannot resolve '%s': %s", server->run_dir,
+				 strerror(errno));
 	free(server->run_dir);
 	server->run_dir = resolved;
 	if (asprintf(&server->template_dir, "%s/templates", server->run_dir) < 0)
 		return error_set(err, -ENOMEM, "io_error", "out of memory");
 	if (mkdir(server->template_dir, 0700) < 0 && errno != EEXIST)
-		return error_set(err, -errno, "bad_run_dir", "cannot make '%s': %s", server->template_dir, strerror(errno));
+		return error_set(err, -errno, "bad_run_dir", "cannot make '%s': %s", server->template_dir,
+				 strerror(errno));
 	return 0;
 }
 
@@ -393,7 +408,8 @@ static int parse_cpus(const char *list, const cpu_set_t *allowed, cpu_set_t *ret
 		for (unsigned long cpu = first; cpu <= last; cpu++) {
 			if (!CPU_ISSET(cpu, allowed))
 				return error_set(err, -EINVAL, "bad_cpus",
-						 "CPU %lu of --cpus '%s' is not one that this process may run on", cpu, list);
+						 "CPU %lu of --cpus '%s' is not one that this process may run on", cpu,
+						 list);
 			CPU_SET(cpu, ret);
 		}
 		p = end;
@@ -411,8 +427,9 @@ static int parse_cpus(const char *list, const cpu_set_t *allowed, cpu_set_t *ret
 static void image_changed(void *data, const struct template *t)
 {
 	(void)data;
-	log_error(NULL, "template %s: somebody has changed its image '%s': forks that run may read what was written there; a template's "
-			"image must not change: remove the template, and add it again",
+	log_error(NULL,
+		  "template %s: somebody has changed its image '%s': forks that run may read what was written there; a template's "
+		  "image must not change: remove the template, and add it again",
 		  t->name, t->memory);
 }
 
@@ -449,7 +466,8 @@ int server_new(const struct server_config *config, struct server **ret, struct e
 	struct server *server = calloc(1, sizeof *server);
 	if (!server)
 		return error_set(err, -ENOMEM, "io_error", "out of memory");
-	server->lock_fd = server->epoll_fd = server->signal_fd = server->wake_fd = server->timer_fd = server->spare_fd = -1;
+	server->lock_fd = server->epoll_fd = server->signal_fd = server->wake_fd = server->timer_fd = server->spare_fd =
+		-1;
 	server->forks_tail = &server->forks;
 	server->host_page_size = (uint64_t)sysconf(_SC_PAGESIZE);
 	pthread_mutex_init(&server->lock, NULL);
@@ -500,8 +518,8 @@ void server_free(struct server *server)
 	keeper_free(server->keeper);
 	free(server->templates);
 
-	int *fds[] = { &server->epoll_fd, &server->signal_fd, &server->wake_fd, &server->timer_fd, &server->spare_fd,
-		       &server->lock_fd };
+	int *fds[] = { &server->epoll_fd, &server->signal_fd, &server->wake_fd,
+		       &server->timer_fd, &server->spare_fd,  &server->lock_fd };
 	for (size_t i = 0; i < sizeof fds / sizeof fds[0]; i++)
 		cleanup_close(fds[i]);
 	pthread_cond_destroy(&server->changed);

@@ -83,16 +83,16 @@ const char *prefetch_state_name(enum prefetch_state state); /* "none" "pending" 
 
 struct fork_spec {
 	const char *template;
-	const char *id;	      /* NULL: made up */
+	const char *id; /* NULL: made up */
 	bool record;
 	enum prefetch_mode prefetch;
 	const char *hot_list; /* absolute path; NULL: the template's own */
 	const char *dir;      /* absolute path of the directory for the socket; NULL: the run directory */
-	uid_t uid;	      /* who besides root may connect; the socket is given to this user. (uid_t)-1: the server's own user */
+	uid_t uid; /* who besides root may connect; the socket is given to this user. (uid_t)-1: the server's own user */
 };
 
 struct fork_region_info {
-	uint64_t address; /* in the VMM's address space */
+	uint64_t address;		  /* in the VMM's address space */
 	uint64_t size, offset, page_size; /* bytes */
 };
 
@@ -105,26 +105,26 @@ struct fork_info {
 	bool record;
 	enum prefetch_mode prefetch;
 	enum prefetch_state prefetch_state;
-	char *hot_list;	       /* NULL: none */
-	char *error;	       /* why it failed or was stopped, or why the last peer was refused; NULL: nothing to say */
+	char *hot_list; /* NULL: none */
+	char *error;	/* why it failed or was stopped, or why the last peer was refused; NULL: nothing to say */
 	const char *handshake; /* "firecracker", "hypeman", NULL before */
 	int pager_cpu;	       /* CPU of the pager that serves it, -1 before the handshake */
 
-	uint64_t faults;	     /* demand faults read */
-	uint64_t copied_pages;	     /* by demand faults */
-	uint64_t zeroed_pages;	     /* by demand faults on removed pages */
-	uint64_t prefetched_pages;   /* supplied before they were asked for */
+	uint64_t faults;		 /* demand faults read */
+	uint64_t copied_pages;		 /* by demand faults */
+	uint64_t zeroed_pages;		 /* by demand faults on removed pages */
+	uint64_t prefetched_pages;	 /* supplied before they were asked for */
 	uint64_t prefetch_present_pages; /* listed, but there already */
 	uint64_t prefetch_removed_pages; /* listed, but removed by the guest, so not brought back */
-	uint64_t prefetch_ns;	     /* from the start of the last prefetch to its end */
+	uint64_t prefetch_ns;		 /* from the start of the last prefetch to its end */
 	uint64_t removed_pages;
 	uint64_t recorded_pages;
-	uint64_t poisoned_pages;     /* not readable: the guest gets SIGBUS there */
-	uint64_t deferred_faults;    /* put off because the guest was changing its memory map */
-	uint64_t slow_faults;	     /* whose page had to be read from the device */
-	uint64_t stall_ns;	     /* sum over demand faults: read by the pager to page supplied */
+	uint64_t poisoned_pages;  /* not readable: the guest gets SIGBUS there */
+	uint64_t deferred_faults; /* put off because the guest was changing its memory map */
+	uint64_t slow_faults;	  /* whose page had to be read from the device */
+	uint64_t stall_ns;	  /* sum over demand faults: read by the pager to page supplied */
 	uint64_t stall_p50_ns, stall_p99_ns, stall_max_ns; /* of the same */
-	uint64_t connected_ns, ready_ns, gone_ns; /* since the fork was created; 0: not yet */
+	uint64_t connected_ns, ready_ns, gone_ns;	   /* since the fork was created; 0: not yet */
 
 	struct fork_region_info *regions;
 	size_t region_count;

@@ -35,10 +35,10 @@ struct session {
 	size_t deferred_count, deferred_capacity;
 	struct session *next_deferred;
 	bool in_deferred_list;
-	bool ended;	       /* nothing more is supplied */
-	unsigned strays;       /* faults outside the regions since the last event */
+	bool ended;	 /* nothing more is supplied */
+	unsigned strays; /* faults outside the regions since the last event */
 	unsigned made_blocking;
-	int orphans[4];	       /* userfaultfds of children of the VMM that could not be refused in a better way; -1: none */
+	int orphans[4]; /* userfaultfds of children of the VMM that could not be refused in a better way; -1: none */
 
 	/* Counters: one writer, the pager. */
 	_Atomic uint64_t faults, copied, zeroed, poisoned, deferrals, slow;
@@ -48,8 +48,8 @@ struct session {
 	pthread_mutex_t lock; /* innermost; record and reason */
 	uint64_t *record;     /* page numbers in the order of service */
 	size_t record_count, record_capacity;
-	bool record_lost;     /* out of memory: the list would have holes */
-	char reason[256];     /* why the server stopped the VMM, or "" */
+	bool record_lost; /* out of memory: the list would have holes */
+	char reason[256]; /* why the server stopped the VMM, or "" */
 };
 
 /* Takes PIDFD and MEMORY, and a reference on TEMPLATE, on success. The caller holds the first reference and is the first user. */

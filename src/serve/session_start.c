@@ -98,8 +98,8 @@ static int take_uffd(const struct server *server, struct peer *peer, bool *ret_n
 		return error_set(err, -EBADMSG, "bad_handshake",
 				 "no userfaultfd came with the handshake: send it as SCM_RIGHTS with the first byte");
 	if (peer->surplus > 0)
-		return error_set(err, -EBADMSG, "bad_handshake", "%d file descriptors came with the handshake instead of one",
-				 peer->surplus + 1);
+		return error_set(err, -EBADMSG, "bad_handshake",
+				 "%d file descriptors came with the handshake instead of one", peer->surplus + 1);
 	if (!uffd_is_userfaultfd(peer->uffd))
 		return error_set(err, -EBADMSG, "bad_handshake",
 				 "the file descriptor that came with the handshake is not a userfaultfd");
@@ -112,7 +112,8 @@ static int take_uffd(const struct server *server, struct peer *peer, bool *ret_n
 
 	int r = uffd_negotiate(peer->uffd, UFFD_FEATURE_EVENT_REMOVE & server->features);
 	if (r < 0)
-		return error_set(err, r, "bad_handshake", "UFFDIO_API on the peer's userfaultfd failed: %s", strerror(-r));
+		return error_set(err, r, "bad_handshake", "UFFDIO_API on the peer's userfaultfd failed: %s",
+				 strerror(-r));
 	*ret_negotiated = r == 1;
 	return 0;
 }
@@ -123,8 +124,10 @@ static int copy_regions(struct fork *fork, const struct region *regions, size_t 
 	if (!infos)
 		return error_set(err, -ENOMEM, "io_error", "out of memory");
 	for (size_t i = 0; i < count; i++)
-		infos[i] = (struct fork_region_info){ .address = regions[i].address, .size = regions[i].size,
-						      .offset = regions[i].offset, .page_size = regions[i].page_size };
+		infos[i] = (struct fork_region_info){ .address = regions[i].address,
+						      .size = regions[i].size,
+						      .offset = regions[i].offset,
+						      .page_size = regions[i].page_size };
 	free(fork->regions);
 	fork->regions = infos;
 	fork->region_count = count;

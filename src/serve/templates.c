@@ -39,7 +39,8 @@ struct template *server_find_template(struct server *server, const char *name)
 {
 	size_t at = position(server, name);
 
-	return at < server->template_count && strcmp(server->templates[at]->name, name) == 0 ? server->templates[at] : NULL;
+	return at < server->template_count && strcmp(server->templates[at]->name, name) == 0 ? server->templates[at]
+											     : NULL;
 }
 
 static int insert(struct server *server, struct template *template)
@@ -69,8 +70,11 @@ static char *copy(const char *text)
 
 static void fill_info(const struct server *server, const struct template *t, struct template_info *ret)
 {
-	*ret = (struct template_info){ .memory = copy(t->memory), .state = copy(t->state), .hot_list = copy(t->hot_list),
-				       .inject = copy(t->inject), .memory_size = t->size };
+	*ret = (struct template_info){ .memory = copy(t->memory),
+				       .state = copy(t->state),
+				       .hot_list = copy(t->hot_list),
+				       .inject = copy(t->inject),
+				       .memory_size = t->size };
 	snprintf(ret->name, sizeof ret->name, "%s", t->name);
 	for (const struct fork *fork = server->forks; fork; fork = fork->next) {
 		if (fork->template != t)
@@ -165,7 +169,8 @@ int server_template_remove(struct server *server, const char *name, struct error
 	for (const struct fork *fork = server->forks; fork; fork = fork->next)
 		if (fork->template == t && fork->state != FORK_GONE)
 			return error_set(err, -EBUSY, "template_in_use",
-					 "template '%s' has forks, '%s' for one: end and remove them first", name, fork->id);
+					 "template '%s' has forks, '%s' for one: end and remove them first", name,
+					 fork->id);
 
 	int r = template_forget(name, server->template_dir, err);
 	if (r < 0)

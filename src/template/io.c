@@ -113,7 +113,8 @@ int io_new(unsigned depth, struct io **ret, struct error *err)
 		if (r < 0) {
 			io_free(io);
 			return error_set(err, r, "io_error",
-					 "neither io_uring nor helper threads can be had for reading images: %s", strerror(-r));
+					 "neither io_uring nor helper threads can be had for reading images: %s",
+					 strerror(-r));
 		}
 	}
 	*ret = io;

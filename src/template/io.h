@@ -21,7 +21,8 @@ struct io_read {
 	uint64_t offset;
 	uint64_t delay_ns; /* wait so long first */
 	int inject;	   /* negative errno to end with instead, or 0 */
-	void (*done)(struct io_read *read, int result); /* from io_reap; 0, or negative errno (-ENODATA: the file ends before) */
+	void (*done)(struct io_read *read,
+		     int result); /* from io_reap; 0, or negative errno (-ENODATA: the file ends before) */
 
 	size_t got; /* io's own from here on */
 	int result;

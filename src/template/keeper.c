@@ -106,6 +106,15 @@ void keeper_ask(struct keeper *keeper, struct template *t)
 
 /* ---- guarding ---- */
 
+/* Two templates may stand on one image: they share a watch. */
+static void drop_watch(struct keeper *keeper, int watch)
+{
+	for (const struct template *t = keeper->guarded; t; t = t->next_guarded)
+		if (t->watch == watch)
+			return;
+	inotify_rm_watch(keeper->inotify_fd, watch);
+}
+
 void keeper_guard(struct keeper *keeper, struct template *t)
 {
 	char path[64];
@@ -119,31 +128,23 @@ void keeper_guard(struct keeper *keeper, struct template *t)
 			t->next_guarded = keeper->guarded;
 			keeper->guarded = t;
 			atomic_store(&t->source->guarded, true);
-		} else {
+		} else if (t->watch >= 0) {
+			drop_watch(keeper, t->watch);
 			t->watch = -1;
 		}
 	}
 	pthread_mutex_unlock(&keeper->lock);
 }
 
-/* Two templates may stand on one image: they share a watch. */
-static bool watch_in_use(const struct keeper *keeper, int watch)
-{
-	for (const struct template *t = keeper->guarded; t; t = t->next_guarded)
-		if (t->watch == watch)
-			return true;
-	return false;
-}
-
 static void leave(struct keeper *keeper, struct template **p)
 {
 	struct template *t = *p;
+	int watch = t->watch;
 
 	*p = t->next_guarded;
-	atomic_store(&t->source->guarded, false);
-	if (!watch_in_use(keeper, t->watch))
-		inotify_rm_watch(keeper->inotify_fd, t->watch);
 	t->watch = -1;
+	atomic_store(&t->source->guarded, false);
+	drop_watch(keeper, watch);
 }
 
 void keeper_unguard(struct keeper *keeper, struct template *t)
@@ -177,8 +178,7 @@ static void note_change(struct keeper *keeper, int watch)
 			p = &t->next_guarded;
 			continue;
 		}
-		*p = t->next_guarded;
-		t->watch = -1;
+		leave(keeper, p); /* once told is enough: a writer may go on writing */
 		keeper->on_change(keeper->data, t);
 	}
 }

@@ -17,7 +17,7 @@
 #define BELIEVED_NS (5 * NSEC_PER_SEC)
 
 #define PAGES_PER_LOOK 4096
-#define BITS 64
+#define BITS	       64
 
 struct resident_view {
 	int fd;

@@ -8,7 +8,7 @@
 /* How much of [OFFSET, OFFSET + LENGTH) the image has; the rest of BUFFER is zeroed. */
 static size_t clip(const struct source *source, void *buffer, size_t length, uint64_t offset)
 {
-	size_t inside = offset >= source->size	      ? 0
+	size_t inside = offset >= source->size		 ? 0
 			: source->size - offset < length ? (size_t)(source->size - offset)
 							 : length;
 

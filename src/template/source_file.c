@@ -14,7 +14,7 @@
 struct source_file {
 	struct source source;
 	int fd;
-	bool memory_backed; /* tmpfs and the like: reading never waits for a device */
+	bool memory_backed;	    /* tmpfs and the like: reading never waits for a device */
 	struct resident_view *view; /* NULL: none */
 };
 

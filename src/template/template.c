@@ -17,7 +17,8 @@ static int open_memory(struct template *t, const char *path, struct error *err)
 	struct stat st;
 
 	if (fd < 0 || fstat(fd, &st) < 0)
-		return error_set(err, -errno, "bad_memory", "cannot open the memory image '%s': %s", path, strerror(errno));
+		return error_set(err, -errno, "bad_memory", "cannot open the memory image '%s': %s", path,
+				 strerror(errno));
 	if (!S_ISREG(st.st_mode))
 		return error_set(err, -EINVAL, "bad_memory",
 				 "the memory image '%s' is not a regular file: name the file that the VMM wrote the "
@@ -110,11 +111,12 @@ int template_check_unchanged(const struct template *t, struct error *err)
 	struct stat st;
 
 	if (fstat(t->memory_fd, &st) < 0)
-		return error_set(err, -errno, "template_changed", "cannot examine the image of template '%s': %s", t->name,
-				 strerror(errno));
+		return error_set(err, -errno, "template_changed", "cannot examine the image of template '%s': %s",
+				 t->name, strerror(errno));
 	if ((uint64_t)st.st_size != t->size)
 		return error_set(err, -ESTALE, "template_changed",
-				 "the image '%s' of template '%s' had %" PRIu64 " bytes when it was added and has %" PRIu64
+				 "the image '%s' of template '%s' had %" PRIu64
+				 " bytes when it was added and has %" PRIu64
 				 " now: a template's image must not change; remove the template and add it again",
 				 t->memory, t->name, t->size, (uint64_t)st.st_size);
 	if (st.st_mtim.tv_sec != t->modified.tv_sec || st.st_mtim.tv_nsec != t->modified.tv_nsec)
@@ -148,11 +150,11 @@ static int write_record(int fd, const char *text, size_t length)
 
 int template_save(const struct template *t, const char *dir, struct error *err)
 {
-	json_t *json = json_pack("{s:s, s:s, s:s*, s:s*, s:s*, s:I, s:I, s:I, s:I, s:I}", "name", t->name, "memory", t->memory,
-				 "state", t->state, "hot_list", t->hot_list, "inject", t->inject, "device",
-				 (json_int_t)t->device, "inode", (json_int_t)t->inode, "size", (json_int_t)t->size,
-				 "modified_s", (json_int_t)t->modified.tv_sec, "modified_ns",
-				 (json_int_t)t->modified.tv_nsec);
+	json_t *json =
+		json_pack("{s:s, s:s, s:s*, s:s*, s:s*, s:I, s:I, s:I, s:I, s:I}", "name", t->name, "memory", t->memory,
+			  "state", t->state, "hot_list", t->hot_list, "inject", t->inject, "device",
+			  (json_int_t)t->device, "inode", (json_int_t)t->inode, "size", (json_int_t)t->size,
+			  "modified_s", (json_int_t)t->modified.tv_sec, "modified_ns", (json_int_t)t->modified.tv_nsec);
 	_cleanup_free_ char *text = json ? json_dumps(json, JSON_INDENT(2)) : NULL;
 	json_decref(json);
 	if (!text)
@@ -199,8 +201,8 @@ static int check_recorded(const struct template *t, const json_t *json, struct e
 	if ((dev_t)device != t->device || (ino_t)inode != t->inode || (uint64_t)size != t->size ||
 	    seconds != t->modified.tv_sec || nanoseconds != t->modified.tv_nsec)
 		return error_set(err, -ESTALE, "template_changed",
-				 "the image '%s' is not the file that was added as template '%s': add it again", t->memory,
-				 t->name);
+				 "the image '%s' is not the file that was added as template '%s': add it again",
+				 t->memory, t->name);
 	return 0;
 }
 
@@ -218,8 +220,8 @@ int template_load(const char *name, const char *dir, struct template **ret, stru
 
 	const char *memory, *state = NULL, *hot_list = NULL, *inject = NULL;
 	_cleanup_template_ struct template *t = NULL;
-	if (json_unpack(json, "{s:s, s?s, s?s, s?s}", "memory", &memory, "state", &state, "hot_list", &hot_list, "inject",
-			&inject) < 0)
+	if (json_unpack(json, "{s:s, s?s, s?s, s?s}", "memory", &memory, "state", &state, "hot_list", &hot_list,
+			"inject", &inject) < 0)
 		r = error_set(err, -EBADMSG, "io_error", "'%s' is damaged: it names no memory image", path);
 	else
 		r = template_open(name, memory, state, hot_list, inject, &t, err);

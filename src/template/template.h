@@ -10,7 +10,8 @@
 #include "template/source.h"
 
 /* Reference-counted: the store and every fork hold one. All but the count is fixed once it is opened. */
-struct template {
+struct template
+{
 	char *name;
 	char *memory, *state, *hot_list, *inject; /* absolute paths; the last three may be NULL */
 	struct source *source;
@@ -25,7 +26,7 @@ struct template {
 	_Atomic unsigned refs;
 	_Atomic bool in_line; /* the keeper's */
 	struct template *next_in_line;
-	int watch;		 /* of the keeper's inotify, -1: none */
+	int watch; /* of the keeper's inotify, -1: none */
 	struct template *next_guarded;
 };
 

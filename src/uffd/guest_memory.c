@@ -200,8 +200,8 @@ static int apply_remove(struct guest_memory *memory, uint64_t start, uint64_t en
 
 		if (from >= to)
 			continue;
-		int r = page_states_set(memory->states, piece_page(piece, from), (to - from) / piece->page_size, PAGE_REMOVED,
-					&changed);
+		int r = page_states_set(memory->states, piece_page(piece, from), (to - from) / piece->page_size,
+					PAGE_REMOVED, &changed);
 		if (r < 0)
 			return r;
 		atomic_fetch_add_explicit(&memory->removed_pages, changed, memory_order_relaxed);

@@ -16,7 +16,7 @@
 #include "uffd/uffd.h"
 
 struct guest_memory {
-	int fd; /* owned */
+	int fd;			/* owned */
 	struct region *regions; /* owned; fixed */
 	size_t region_count;
 	uint64_t page_count;

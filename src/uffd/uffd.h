@@ -14,13 +14,13 @@
 /* How a call to put pages into a guest ended. What came before the page where it ended is done: see ret_done. */
 enum uffd_outcome {
 	UFFD_DONE,
-	UFFD_PRESENT,  /* the next page is there already; a thread may still wait on it, and only a wake helps it */
-	UFFD_CHANGING, /* an event is unread, or its thread has not gone on yet: read events, then try again */
-	UFFD_UNMAPPED, /* no registered memory there (any more) */
-	UFFD_GONE,     /* the process has no memory any more: it is ending */
-	UFFD_NO_MEMORY, /* no page to be had: the hugetlbfs pool, or a memory limit */
+	UFFD_PRESENT,	 /* the next page is there already; a thread may still wait on it, and only a wake helps it */
+	UFFD_CHANGING,	 /* an event is unread, or its thread has not gone on yet: read events, then try again */
+	UFFD_UNMAPPED,	 /* no registered memory there (any more) */
+	UFFD_GONE,	 /* the process has no memory any more: it is ending */
+	UFFD_NO_MEMORY,	 /* no page to be had: the hugetlbfs pool, or a memory limit */
 	UFFD_BAD_SOURCE, /* our own source address could not be read */
-	UFFD_REFUSED,  /* anything else: a mistake of ours or of the peer's registration */
+	UFFD_REFUSED,	 /* anything else: a mistake of ours or of the peer's registration */
 };
 
 /* LENGTH is a multiple of the page size. ret_done: bytes in place from ADDRESS on, whatever the outcome. ret_errno: for messages. */

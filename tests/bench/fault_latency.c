@@ -71,7 +71,8 @@ static void make_image(void)
 
 static char *map_registered(int *ret_fd)
 {
-	char *memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	char *memory =
+		mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	int fd = uffd_open();
 
 	if (memory == MAP_FAILED || fd < 0)
@@ -149,7 +150,8 @@ static void run_client(const char *socket_path, double *ret_p50, double *ret_p99
 			pid_t loop = fork();
 			if (loop == 0) {
 				int image = open(image_path, O_RDONLY);
-				const char *bytes = mmap(NULL, pages * PAGE, PROT_READ, MAP_SHARED | MAP_POPULATE, image, 0);
+				const char *bytes =
+					mmap(NULL, pages * PAGE, PROT_READ, MAP_SHARED | MAP_POPULATE, image, 0);
 				struct pollfd poll_fd = { .fd = uffd, .events = POLLIN };
 				struct uffd_msg msg;
 				for (;;) {
@@ -159,7 +161,8 @@ static void run_client(const char *socket_path, double *ret_p50, double *ret_p99
 						continue;
 					uint64_t at = (msg.arg.pagefault.address & ~(PAGE - 1)) - (uintptr_t)memory;
 					struct uffdio_copy copy = { .dst = (uintptr_t)memory + at,
-								    .src = (uintptr_t)bytes + at, .len = PAGE };
+								    .src = (uintptr_t)bytes + at,
+								    .len = PAGE };
 					if (ioctl(uffd, UFFDIO_COPY, &copy) < 0 && errno == ESRCH)
 						_exit(0);
 				}
@@ -267,11 +270,13 @@ int main(int argc, char **argv)
 		if (i % 2 == 1)
 			run_client(NULL, &bare50[i], &bare99[i]);
 		ratio[i] = ours50[i] / bare50[i];
-		printf("%5d   %13.2f %7.2f   %10.2f %7.2f   %.3f\n", i + 1, bare50[i], bare99[i], ours50[i], ours99[i], ratio[i]);
+		printf("%5d   %13.2f %7.2f   %10.2f %7.2f   %.3f\n", i + 1, bare50[i], bare99[i], ours50[i], ours99[i],
+		       ratio[i]);
 	}
 	double middle = median(ratio, rounds);
-	printf("median %14.2f %7.2f   %10.2f %7.2f   %.3f (%.3f to %.3f)\n", median(bare50, rounds), median(bare99, rounds),
-	       median(ours50, rounds), median(ours99, rounds), middle, ratio[0], ratio[rounds - 1]);
+	printf("median %14.2f %7.2f   %10.2f %7.2f   %.3f (%.3f to %.3f)\n", median(bare50, rounds),
+	       median(bare99, rounds), median(ours50, rounds), median(ours99, rounds), middle, ratio[0],
+	       ratio[rounds - 1]);
 	kill(server, SIGTERM);
 	waitpid(server, NULL, 0);
 	run("rm -rf '%s'", dir);

@@ -1,7 +1,10 @@
 """Says what goes on: one line in place on a terminal, a line for each step elsewhere."""
 import shutil
 import sys
+import threading
 import time
+
+TICK = 0.5  # seconds: on a terminal the clock runs, so that a long step is seen to be alive
 
 
 class Progress:
@@ -11,31 +14,45 @@ class Progress:
         self.stream = stream
         self.in_place = stream.isatty()
         self.started = time.monotonic()
-        self.step_text = None
+        self.lock = threading.Lock()
+        self.text = self.step_text = None
+        if self.in_place:
+            threading.Thread(target=self._tick, daemon=True).start()
 
     def step(self, text):
         self.finish()
-        self.step_text = text
-        self._show(text)
+        self._show(text, text)
 
     def detail(self, text):
         if self.in_place:
-            self._show(f"{self.step_text}: {text}")
+            self._show(self.step_text, f"{self.step_text}: {text}")
 
     def finish(self, result=None):
         """Leaves the step's line standing, with its result."""
-        if self.step_text and (self.in_place or result):
-            self._show(f"{self.step_text}: {result}" if result else self.step_text)
-        if self.step_text and self.in_place:
-            self.stream.write("\n")
-        self.step_text = None
-        self.stream.flush()
+        if self.step_text and result:
+            self._show(self.step_text, f"{self.step_text}: {result}")
+        with self.lock:
+            if self.step_text and self.in_place:
+                self.stream.write("\n")
+                self.stream.flush()
+            self.step_text = None
 
-    def _show(self, text):
-        line = f"[{time.monotonic() - self.started:5.1f} s] {text}"
+    def _show(self, step, text):
+        with self.lock:
+            self.step_text, self.text = step, text
+            self._write()
+
+    def _write(self):
+        line = f"[{time.monotonic() - self.started:5.1f} s] {self.text}"
         if self.in_place:
-            width = shutil.get_terminal_size().columns
-            self.stream.write(f"\r\033[K{line[: width - 1]}")
+            self.stream.write(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}")
         else:
             self.stream.write(line + "\n")
         self.stream.flush()
+
+    def _tick(self):
+        while True:
+            time.sleep(TICK)
+            with self.lock:
+                if self.step_text:
+                    self._write()

@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -21,6 +22,8 @@ SKIPPED_PACKAGES = {"debconf", "debconf-2.0", "cdebconf", "dpkg", "perl-base", "
 MODULES = ("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_balloon")
 PRUNED = ("usr/share", "usr/lib/*/gconv", "usr/lib/python3*/test")
 DATA_SIZE = 16 << 20  # bytes of known content, beside the packages' files, that a checksum in the guest goes over
+
+FORGOTTEN_AFTER = 7 * 24 * 3600  # seconds
 
 
 class GuestError(Exception):
@@ -55,8 +58,17 @@ def prepare(progress=lambda message: None, cache=None):
             with tempfile.TemporaryDirectory(prefix="making-", dir=cache) as work:
                 _make(pathlib.Path(work), progress)
                 (pathlib.Path(work) / "out").rename(target)
+            _forget_old(cache)
+        os.utime(target)
     facts = json.loads((target / "guest.json").read_text())
     return Guest(target / "kernel", target / "initrd", facts["checksum"], facts["release"])
+
+
+def _forget_old(cache):
+    """Removes guests of other recipes that nobody has used for long."""
+    for directory in cache.glob("guest-*"):
+        if time.time() - directory.stat().st_mtime > FORGOTTEN_AFTER:
+            shutil.rmtree(directory)
 
 
 def _recipe_key():
