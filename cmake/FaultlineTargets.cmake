@@ -17,6 +17,9 @@ function(faultline_flags target)
     target_compile_options(${target} PRIVATE -fsanitize=${FAULTLINE_SANITIZE} -fno-omit-frame-pointer
       -fno-sanitize-recover=all -UNDEBUG)
     target_link_options(${target} PRIVATE -fsanitize=${FAULTLINE_SANITIZE})
+    if(FAULTLINE_SANITIZE MATCHES "thread")
+      target_compile_options(${target} PRIVATE "SHELL:-include ${PROJECT_SOURCE_DIR}/cmake/tsan.h")
+    endif()
   else()
     # Needs an optimising build, and would hide calls from the sanitizers. Some distributions' gcc has a value of its own.
     target_compile_options(${target} PRIVATE $<$<NOT:$<CONFIG:Debug>>:-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2>)

@@ -95,8 +95,8 @@ static void fill_session_info(const struct fork *fork, struct fork_info *ret)
 	ret->removed_pages = fork->state == FORK_GONE ? fork->removed_pages : load(&s->memory->removed_pages);
 	pthread_mutex_lock(&s->lock);
 	ret->recorded_pages = s->record_count;
-	if (s->reason[0] && !ret->error)
-		ret->error = strdup(s->reason);
+	if (!ret->error && (s->reason[0] || s->trouble[0]))
+		ret->error = strdup(s->reason[0] ? s->reason : s->trouble);
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -381,8 +381,8 @@ void fork_end(struct server *server, struct fork *fork)
 		fork->prefetch_state = PREFETCH_FAILED;
 
 	pthread_mutex_lock(&s->lock);
-	if (s->reason[0])
-		fork_set_error(fork, s->reason);
+	if (s->reason[0] || s->trouble[0])
+		fork_set_error(fork, s->reason[0] ? s->reason : s->trouble);
 	pthread_mutex_unlock(&s->lock);
 	log_info(s->name, "ended: %" PRIu64 " faults, %" PRIu64 " pages copied, %" PRIu64 " prefetched, stalled %.1f ms",
 		 load(&s->faults), load(&s->copied), fork->prefetched, (double)load(&s->stall.sum) / 1e6);
@@ -563,6 +563,8 @@ static int wait_until_gone(struct server *server, const char *id, uint64_t seria
 		const struct fork *fork = server_find_fork(server, id);
 		if (!fork || fork->serial != serial || fork->state == FORK_GONE)
 			return 0;
+		if (server->stopping)
+			return error_set(err, -ESHUTDOWN, "shutting_down", "the server is stopping");
 		if (pthread_cond_timedwait(&server->changed, &server->lock, &ts) == ETIMEDOUT)
 			return error_set(err, -ETIMEDOUT, "fork_live",
 					 "the VMM of fork '%s' (pid %d) has not ended %llu s after it was killed", id,

@@ -116,11 +116,11 @@ static void poison(struct pager *pager, struct session *s, uint64_t page, uint64
 	case SUPPLY_DONE:
 		if (supply.copied == 0)
 			return; /* prefetch was there first, or it is unmapped */
-		if (atomic_load_explicit(&s->poisoned, memory_order_relaxed) == 0)
-			log_error(s->name,
-				  "cannot read its template's image '%s' at offset 0x%" PRIx64
-				  ": %s; the guest gets SIGBUS there, and wherever else this happens",
-				  s->template->memory, offset, why);
+		if (session_note_trouble(s,
+					 "its template's image '%s' can't be read at offset 0x%" PRIx64
+					 ": %s; the guest gets SIGBUS there, and wherever else this happens",
+					 s->template->memory, offset, why))
+			log_error(s->name, "%s", s->trouble);
 		bump(&s->poisoned);
 		return;
 	case SUPPLY_RETRY: {

@@ -213,12 +213,14 @@ int server_fork_prefetch(struct server *server, const char *id, const char *hot_
 	fork->hot_list = path;
 	submit(fork, request);
 
-	while (fork && fork->serial == serial && fork->prefetching) {
+	while (fork && fork->serial == serial && fork->prefetching && !server->stopping) {
 		pthread_cond_wait(&server->changed, &server->lock);
 		fork = server_find_fork(server, id);
 	}
 	if (!fork || fork->serial != serial)
 		r = error_set(err, -ENOENT, "fork_removed", "fork '%s' was removed while it was prefetched", id);
+	else if (fork->prefetching)
+		r = error_set(err, -ESHUTDOWN, "shutting_down", "the server is stopping");
 	else if (fork->prefetch_state == PREFETCH_FAILED && fork->state == FORK_GONE)
 		r = error_set(err, -ESRCH, "fork_gone", "fork '%s' has ended while it was prefetched", id);
 	else if (fork->prefetch_state == PREFETCH_FAILED)

@@ -90,6 +90,21 @@ void session_stop_vmm(struct session *s, const char *format, ...)
 		log_warning(s->name, "stopped its VMM (pid %d): %s", (int)s->pid, reason);
 }
 
+bool session_note_trouble(struct session *s, const char *format, ...)
+{
+	va_list ap;
+
+	pthread_mutex_lock(&s->lock);
+	bool first = s->trouble[0] == '\0';
+	if (first) {
+		va_start(ap, format);
+		vsnprintf(s->trouble, sizeof s->trouble, format, ap);
+		va_end(ap);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return first;
+}
+
 void session_record(struct session *s, uint64_t page)
 {
 	pthread_mutex_lock(&s->lock);

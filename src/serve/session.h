@@ -48,8 +48,9 @@ struct session {
 	pthread_mutex_t lock; /* innermost; record and reason */
 	uint64_t *record;     /* page numbers in the order of service */
 	size_t record_count, record_capacity;
-	bool record_lost; /* out of memory: the list would have holes */
-	char reason[256]; /* why the server stopped the VMM, or "" */
+	bool record_lost;  /* out of memory: the list would have holes */
+	char reason[256];  /* why the server stopped the VMM, or "" */
+	char trouble[256]; /* what its VMM could live with, such as a page that can't be read, or "" */
 };
 
 /* Takes PIDFD and MEMORY, and a reference on TEMPLATE, on success. The caller holds the first reference and is the first user. */
@@ -64,6 +65,9 @@ void session_unuse(struct session *session);
 
 /* Kills the VMM: the way out wherever going on could give the guest wrong bytes, or hang it. The first reason is kept. */
 void session_stop_vmm(struct session *session, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* Keeps what the VMM goes on in spite of, for who asks about the fork; the first is kept. True: this was it. */
+bool session_note_trouble(struct session *session, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Notes that the server copied PAGE for a demand fault. */
 void session_record(struct session *session, uint64_t page);

@@ -349,6 +349,26 @@ static void test_stopped_with_faults_in_flight(void **state)
 	end_scene(server, &scene);
 }
 
+static void test_removed_by_force(void **state)
+{
+	struct test_server *server = *state;
+	struct scene scene;
+
+	set_scene(server, &scene);
+	fork_create(server, "slow", "live", NULL, scene.guest.socket);
+	struct client *client = client_start("live", victim_body, &scene.guest);
+	client_await(client, 'c');
+	fork_wait(server, "live", "connected");
+	command_fails(server, ARGS("fork", "remove", "live"), 1, "live|connected|force");
+	client_await_counter(scene.bystander, 0, client_counter(scene.bystander, 0) + 100);
+	assert_false(client_has_ended(client));
+	/* Whoever takes a fork away takes its VMM away: it could not go on with right bytes. */
+	json_decref(command_ok(server, ARGS("fork", "remove", "live", "--force")));
+	client_join_killed(client);
+	command_fails(server, ARGS("fork", "show", "live"), 4, "live");
+	end_scene(server, &scene);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -359,6 +379,7 @@ int main(void)
 		SERVED(test_closes_its_socket_and_goes_on),
 		SERVED(test_killed_while_a_child_holds_its_socket),
 		SERVED(test_stopped_with_faults_in_flight),
+		SERVED(test_removed_by_force),
 	};
 
 	return harness_run(tests);

@@ -1,5 +1,6 @@
 """The table at the end, and what it says in sentences."""
 import statistics
+import textwrap
 
 WAYS = {  # in the order of the table
     "plain": "  plain mmap",
@@ -8,6 +9,7 @@ WAYS = {  # in the order of the table
     "prefetch": "  prefetched",
 }
 MIB = 1 << 20
+WIDTH = 98  # columns, about the table's
 
 HEADER = [
     ("", ""),
@@ -21,7 +23,7 @@ HEADER = [
 ]
 
 LEGEND = """\
-first answer  from QEMU's start until the guest had started Python, computed, and answered over its serial line
+first answer  from QEMU's start until the guest's Python had started, computed and answered
 resumed       the part of it before the guest ran; a prefetched fork waits there for its pages
 stall         from the server's reading of a fault to the page's arrival, summed over the fork's faults
 used          prefetched pages that the guest had touched by then, by the kernel's accessed marks
@@ -93,7 +95,7 @@ def conclusion(all_rows):
             f"{_difference(prefetch, demand)} than by demand faults and {_difference(prefetch, plain)} than by plain mmap, "
             f"with {prefetch['faults']:.0f} of {demand['faults']:.0f} demand faults left."
         )
-    return "\n".join(sentences)
+    return "\n".join(textwrap.fill(sentence, WIDTH) for sentence in sentences)
 
 
 def _difference(row, other):
