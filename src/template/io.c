@@ -218,7 +218,8 @@ static void reap_one(struct io *io, struct io_read *read, int n)
 		prepare(io, read);
 		return;
 	}
-	if (n <= 0) {
+	/* Where nothing was left to read after the image's end, nothing is all that was wanted. */
+	if (n < 0 || (n == 0 && read->length > 0)) {
 		end(io, read, n < 0 ? n : -ENODATA);
 		return;
 	}

@@ -29,9 +29,15 @@ struct source_inject {
 static bool is_bad(const struct source_inject *inject, uint64_t offset, size_t length)
 {
 	for (size_t i = 0; i < inject->bad_count; i++)
-		if (offset < inject->bad[i].end && offset + length > inject->bad[i].start)
+		if (length > 0 && offset < inject->bad[i].end && offset + length > inject->bad[i].start)
 			return true;
 	return false;
+}
+
+/* How long LENGTH bytes take at the wanted rate. */
+static uint64_t cost_of(const struct source_inject *inject, size_t length)
+{
+	return inject->bytes_per_second ? length * NSEC_PER_SEC / inject->bytes_per_second : 0;
 }
 
 /* How long a read of LENGTH bytes that starts now has to take. */
@@ -40,7 +46,7 @@ static uint64_t delay_for(struct source_inject *inject, size_t length)
 	if (!inject->bytes_per_second)
 		return inject->delay_ns;
 
-	uint64_t now = now_ns(), cost = length * NSEC_PER_SEC / inject->bytes_per_second, ends;
+	uint64_t now = now_ns(), cost = cost_of(inject, length), ends;
 	uint64_t free_at = atomic_load(&inject->free_at_ns);
 	do
 		ends = (free_at > now ? free_at : now) + cost;
@@ -77,7 +83,11 @@ static int inject_submit(struct source *source, struct io *io, struct io_read *r
 	read->delay_ns += delay_for(inject, read->length);
 	if (is_bad(inject, read->offset, read->length))
 		read->inject = -EIO;
-	return inject->inner->ops->submit(inject->inner, io, read);
+	int r = inject->inner->ops->submit(inject->inner, io, read);
+	/* It is tried again later: its bytes have not gone through. */
+	if (r < 0)
+		atomic_fetch_sub(&inject->free_at_ns, cost_of(inject, read->length));
+	return r;
 }
 
 static void inject_close(struct source *source)
@@ -120,17 +130,26 @@ static bool parse_with_unit(const char *text, const struct unit *units, uint64_t
 	return false;
 }
 
-static bool parse_bad_range(struct source_inject *inject, const char *text)
+/* A number as C writes it, of which nothing but REST may follow. */
+static bool parse_number(const char *text, char rest, uint64_t *ret, const char **ret_end)
 {
 	char *end;
 
-	if (inject->bad_count == BAD_RANGES_MAX || *text < '0' || *text > '9')
+	if (*text < '0' || *text > '9')
 		return false;
-	uint64_t start = strtoull(text, &end, 0), length, stop;
-	if (*end != '+' || end[1] < '0' || end[1] > '9')
-		return false;
-	length = strtoull(end + 1, &end, 0);
-	if (*end || !checked_add(start, length, &stop))
+	errno = 0;
+	*ret = strtoull(text, &end, 0);
+	*ret_end = end;
+	return errno == 0 && *end == rest;
+}
+
+static bool parse_bad_range(struct source_inject *inject, const char *text)
+{
+	uint64_t start, length, stop;
+	const char *end;
+
+	if (inject->bad_count == BAD_RANGES_MAX || !parse_number(text, '+', &start, &end) ||
+	    !parse_number(end + 1, '\0', &length, &end) || length == 0 || !checked_add(start, length, &stop))
 		return false;
 	inject->bad[inject->bad_count].start = start;
 	inject->bad[inject->bad_count++].end = stop;

@@ -35,10 +35,9 @@ struct scene {
 static void bystander_body(struct client_self *self, void *data)
 {
 	struct guest *guest = data;
-	struct chaos chaos = { .threads = 2,
-			       .removals_of_100 = 3,
-			       .writes_of_100 = 5,
-			       .progress = &self->shared->counter[0] };
+	struct chaos chaos = {
+		.threads = 2, .removals_of_100 = 3, .writes_of_100 = 5, .progress = &self->shared->counter[0]
+	};
 	struct vmm vmm;
 
 	vmm_init(&vmm, self, guest->image);

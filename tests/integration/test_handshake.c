@@ -161,7 +161,8 @@ static const char *old_page_size(struct vmm *vmm)
 
 static const char *white_space(struct vmm *vmm)
 {
-	return text_with(vmm, " \n\t[\r\n ", " { \"base_host_virt_addr\" : $ ,\n \"size\" : $ , \"offset\"\t: $ } ", " \n]");
+	return text_with(vmm, " \n\t[\r\n ", " { \"base_host_virt_addr\" : $ ,\n \"size\" : $ , \"offset\"\t: $ } ",
+			 " \n]");
 }
 
 static const char *object_with_more(struct vmm *vmm)
@@ -176,8 +177,8 @@ static void test_other_ways_to_write_it(void **state)
 		const char *name;
 		const char *(*text)(struct vmm *vmm);
 	} texts[] = {
-		{ "unknown-keys", unknown_keys },  { "no-page-size", no_page_size },
-		{ "old-page-size", old_page_size }, { "white-space", white_space },
+		{ "unknown-keys", unknown_keys },	  { "no-page-size", no_page_size },
+		{ "old-page-size", old_page_size },	  { "white-space", white_space },
 		{ "object-with-more", object_with_more },
 	};
 	struct test_server *server = *state;

@@ -96,7 +96,7 @@ static void test_warm_up_and_prefetch_before_resume(void **state)
 	assert_non_null(f);
 	size_t size = fread(bytes, 1, 65536, f);
 	assert_true(size > 8 && !memcmp(bytes, "HPL1\x90\x03", 6)); /* 400 as a varint */
-	assert_true(bytes[6] == 0 && bytes[7] == 0);		   /* sorted: (0, 0) comes first */
+	assert_true(bytes[6] == 0 && bytes[7] == 0);		    /* sorted: (0, 0) comes first */
 
 	for (unsigned i = 0; i < 3; i++) {
 		char id[16];

@@ -30,7 +30,7 @@ struct lie {
 	bool raw; /* the userfaultfd is not negotiated */
 };
 
-#define REGION(address, size, offset)                                                                                  \
+#define REGION(address, size, offset) \
 	"{\"base_host_virt_addr\":" address ",\"size\":" size ",\"offset\":" offset ",\"page_size\":4096}"
 #define GOOD REGION("$A", "8192", "0")
 
@@ -54,8 +54,8 @@ static const struct lie lies[] = {
 	{ "offset-at-the-end", "[" REGION("$A", "4096", "262144") "]", "image", 0, 0 },
 	{ "end-past-the-image", "[" REGION("$A", "262144", "4096") "]", "image", 0, 0 },
 	{ "second-region-bad", "[" GOOD "," REGION("$B", "4096", "1") "]", "1", 0, 0 },
-	{ "page-size-unknown",
-	  "[{\"base_host_virt_addr\":$A,\"size\":8192,\"offset\":0,\"page_size\":8192}]", "page size|page_size", 0, 0 },
+	{ "page-size-unknown", "[{\"base_host_virt_addr\":$A,\"size\":8192,\"offset\":0,\"page_size\":8192}]",
+	  "page size|page_size", 0, 0 },
 	{ "page-size-zero", "[{\"base_host_virt_addr\":$A,\"size\":8192,\"offset\":0,\"page_size\":0}]",
 	  "page size|page_size", 0, 0 },
 	{ "page-size-one", "[{\"base_host_virt_addr\":$A,\"size\":8192,\"offset\":0,\"page_size\":1}]",
@@ -102,8 +102,8 @@ static const struct lie lies[] = {
 	{ "trailing-comma", "[" GOOD ",]", "JSON", 0, 0 },
 	{ "single-quotes", "[{'base_host_virt_addr':$A,'size':8192,'offset':0}]", "JSON", 0, 0 },
 	{ "bad-utf8", "[{\"base_host_virt_addr\":$A,\"size\":8192,\"offset\":0,\"\xff\xfe\":1}]", "JSON", 0, 0 },
-	{ "duplicate-keys", "[{\"base_host_virt_addr\":$A,\"size\":8192,\"size\":4096,\"offset\":0}]",
-	  "JSON|duplicate", 0, 0 },
+	{ "duplicate-keys", "[{\"base_host_virt_addr\":$A,\"size\":8192,\"size\":4096,\"offset\":0}]", "JSON|duplicate",
+	  0, 0 },
 	{ "duplicate-mappings", "{\"mappings\":[" GOOD "],\"mappings\":[]}", "JSON|duplicate", 0, 0 },
 	{ "bytes-after", "[" GOOD "]x", "after|JSON", 0, 0 },
 	{ "message-after", "[" GOOD "][" GOOD "]", "after|JSON", 0, 0 },
@@ -140,10 +140,18 @@ static size_t write_text(const char *text, char *memory, char *nothing, char *ou
 			continue;
 		}
 		switch (*++p) {
-		case '0': out[n++] = '\0'; continue;
-		case 'B': value += PAGE; break;
-		case 'C': value += 100; break;
-		case 'N': value = (uintptr_t)nothing; break;
+		case '0':
+			out[n++] = '\0';
+			continue;
+		case 'B':
+			value += PAGE;
+			break;
+		case 'C':
+			value += 100;
+			break;
+		case 'N':
+			value = (uintptr_t)nothing;
+			break;
 		}
 		n += (size_t)snprintf(out + n, size - n, "%" PRIu64, value);
 	}
@@ -155,12 +163,18 @@ static int make_fd(const struct lie *lie, int uffd)
 	int ends[2];
 
 	switch (lie->fd) {
-	case PIPE_FD: return pipe(ends) < 0 ? -1 : ends[0];
-	case NULL_FD: return open("/dev/null", O_RDWR);
-	case EVENT_FD: return eventfd(0, 0);
-	case SOCKET_FD: return socket(AF_UNIX, SOCK_STREAM, 0);
-	case FILE_FD: return open("/proc/self/exe", O_RDONLY);
-	default: return uffd;
+	case PIPE_FD:
+		return pipe(ends) < 0 ? -1 : ends[0];
+	case NULL_FD:
+		return open("/dev/null", O_RDWR);
+	case EVENT_FD:
+		return eventfd(0, 0);
+	case SOCKET_FD:
+		return socket(AF_UNIX, SOCK_STREAM, 0);
+	case FILE_FD:
+		return open("/proc/self/exe", O_RDONLY);
+	default:
+		return uffd;
 	}
 }
 

@@ -47,10 +47,12 @@ static void expect_present(struct vmm *vmm, const struct list_entry *pages, size
 
 	for (size_t i = 0; i < count; i++)
 		client_require(vmm->self, vmm_is_present(vmm, &vmm->regions[pages[i].region], pages[i].offset / PAGE),
-			       "%s, page (%" PRIu64 ", 0x%" PRIx64 ") is not there", when, pages[i].region, pages[i].offset);
+			       "%s, page (%" PRIu64 ", 0x%" PRIx64 ") is not there", when, pages[i].region,
+			       pages[i].offset);
 	for (unsigned r = 0; r < vmm->region_count; r++)
 		present += vmm_present_count(vmm, &vmm->regions[r]);
-	client_require(vmm->self, present == count, "%s, %" PRIu64 " pages are there instead of %zu", when, present, count);
+	client_require(vmm->self, present == count, "%s, %" PRIu64 " pages are there instead of %zu", when, present,
+		       count);
 }
 
 /* ---- exactly the list ---- */

@@ -59,7 +59,8 @@ static void expect_list(struct test_server *server, const char *id, const struct
 		fail_msg("fork %s: %zu pages recorded instead of %zu", id, n, count);
 	for (size_t i = 0; i < n; i++)
 		if (list[i].region != expected[i].region || list[i].offset != expected[i].offset)
-			fail_msg("fork %s: entry %zu is (%" PRIu64 ", 0x%" PRIx64 ") instead of (%" PRIu64 ", 0x%" PRIx64 ")",
+			fail_msg("fork %s: entry %zu is (%" PRIu64 ", 0x%" PRIx64 ") instead of (%" PRIu64
+				 ", 0x%" PRIx64 ")",
 				 id, i, list[i].region, list[i].offset, expected[i].region, expected[i].offset);
 	assert_int_equal(fork_number(server, id, "recorded_pages"), count);
 }
@@ -227,7 +228,8 @@ static void expect_each_page_once(struct test_server *server, const char *id, ui
 	qsort(list, n, sizeof *list, compare_entries);
 	for (size_t i = 1; i < n; i++)
 		if (!compare_entries(&list[i - 1], &list[i]))
-			fail_msg("fork %s: (%" PRIu64 ", 0x%" PRIx64 ") is recorded twice", id, list[i].region, list[i].offset);
+			fail_msg("fork %s: (%" PRIu64 ", 0x%" PRIx64 ") is recorded twice", id, list[i].region,
+				 list[i].offset);
 	assert_int_equal(n, expected);
 	/* The count of copies is that of the list: what demand faults were served with, no more and no less. */
 	assert_int_equal(fork_number(server, id, "copied_pages"), n);
@@ -256,11 +258,9 @@ static void test_each_page_once_under_many_threads(void **state)
 static void chaotic_body(struct client_self *self, void *data)
 {
 	struct scene *scene = data;
-	struct chaos chaos = { .threads = 4,
-			       .rounds = 1500,
-			       .removals_of_100 = 5,
-			       .writes_of_100 = 5,
-			       .salt = scene->salt };
+	struct chaos chaos = {
+		.threads = 4, .rounds = 1500, .removals_of_100 = 5, .writes_of_100 = 5, .salt = scene->salt
+	};
 	struct vmm vmm;
 
 	start_vmm(&vmm, self, scene);

@@ -22,7 +22,7 @@
 #include "uffd/abi.h"
 
 #define PAGES 256ul
-#define ALL_EVENTS                                                                                                     \
+#define ALL_EVENTS \
 	(UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_FORK)
 
 struct scene {
@@ -184,7 +184,8 @@ static void move_body(struct client_self *self, void *data)
 	check_range(&vmm, region, 0, 40);
 	check_range(&vmm, region, 100, PAGES);
 	/* And back. */
-	p = mremap(elsewhere + 20 * PAGE, 60 * PAGE, 60 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, region->address + 40 * PAGE);
+	p = mremap(elsewhere + 20 * PAGE, 60 * PAGE, 60 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
+		   region->address + 40 * PAGE);
 	client_require(self, p == region->address + 40 * PAGE, "mremap: %s", strerror(errno));
 	check_range(&vmm, region, 0, PAGES);
 }
@@ -212,7 +213,10 @@ static void *keep_moving(void *data)
 		void *p = mremap(at, region->size, region->size, MREMAP_MAYMOVE | MREMAP_FIXED, to);
 
 		client_require(vmm->self, p == to, "mremap: %s", strerror(errno));
-		to = at;
+		/* Back to the old place next time, unless another thread's memory has come there meanwhile. */
+		to = mmap(at, region->size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+		if (to == MAP_FAILED)
+			to = reserve(vmm, vmm_pages(region));
 		at = p;
 		struct vmm_region now = moved(region, at);
 		vmm_check_page(vmm, &now, page++ % vmm_pages(region));
@@ -359,7 +363,8 @@ static void test_protect(void **state)
 		scene.form = (struct vmm_form){ .json = style, .fd = style };
 		run(*state, &scene, "base", id, protect_body);
 		/* The prefetch has reached every page that was not there. */
-		assert_int_equal(fork_number(*state, id, "prefetched_pages") + fork_number(*state, id, "copied_pages"), PAGES);
+		assert_int_equal(fork_number(*state, id, "prefetched_pages") + fork_number(*state, id, "copied_pages"),
+				 PAGES);
 		assert_true(fork_number(*state, id, "prefetched_pages") >= 256 - 40 - 10);
 	}
 }

@@ -115,7 +115,7 @@ static void test_removal_under_faults_in_flight(void **state)
 
 static void test_removal_while_the_page_is_being_read(void **state)
 {
-	run_races(*state, "delay=3ms", scaled(150));
+	run_races(*state, "delay=3ms", scaled(100));
 }
 
 static void test_removal_of_pages_that_come_from_disk(void **state)
@@ -187,7 +187,7 @@ static void run_against_prefetch(struct test_server *server, const char *inject,
 
 static void test_removal_against_prefetch(void **state)
 {
-	run_against_prefetch(*state, NULL, 8192, scaled(12));
+	run_against_prefetch(*state, NULL, 6144, scaled(10));
 }
 
 static void test_removal_against_prefetch_of_a_slow_image(void **state)

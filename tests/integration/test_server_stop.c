@@ -49,8 +49,7 @@ static void busy_body(struct client_self *self, void *data)
 	chaos_run(&vmm, &chaos);
 }
 
-static void start_forks(struct test_server *server, struct test_image *image, struct client **clients,
-			bool some_alone)
+static void start_forks(struct test_server *server, struct test_image *image, struct client **clients, bool some_alone)
 {
 	struct guest guest = { .image = image };
 	char id[16];
@@ -214,12 +213,9 @@ static void test_modes_of_directory_and_sockets(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		SERVED(test_sigterm_stops_the_vmms_first),
-		SERVED(test_sigint_does_the_same),
-		SERVED(test_killed_server_leaves_no_wrong_byte),
-		SERVED(test_stopped_server_can_be_started_again),
-		SERVED(test_second_server_is_refused),
-		SERVED(test_modes_of_directory_and_sockets),
+		SERVED(test_sigterm_stops_the_vmms_first),	 SERVED(test_sigint_does_the_same),
+		SERVED(test_killed_server_leaves_no_wrong_byte), SERVED(test_stopped_server_can_be_started_again),
+		SERVED(test_second_server_is_refused),		 SERVED(test_modes_of_directory_and_sockets),
 	};
 
 	return harness_run(tests);

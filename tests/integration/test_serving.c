@@ -235,7 +235,8 @@ static void system_calls_body(struct client_self *self, void *data)
 				client_require(self,
 					       i == 8 || i == 9 ||
 						       ((uint64_t *)at)[i] == test_image_word(&guest->image, page, i),
-					       "page %" PRIu64 " word %u beside what the kernel wrote is wrong", page, i);
+					       "page %" PRIu64 " word %u beside what the kernel wrote is wrong", page,
+					       i);
 			client_require(self, !memcmp(at + 64, "0123456789abcdef", 16), "what the kernel wrote is lost");
 		}
 	}
@@ -260,12 +261,9 @@ static void test_faults_of_the_kernel_itself(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		SERVED(test_sizes_that_are_no_multiple_of_a_page),
-		SERVED(test_images_with_holes),
-		SERVED(test_cold_image_is_read_right_and_left_alone),
-		SERVED(test_eight_threads_on_the_same_pages),
-		SERVED(test_touches_removals_and_prefetch_at_once),
-		SERVED(test_faults_of_the_kernel_itself),
+		SERVED(test_sizes_that_are_no_multiple_of_a_page),    SERVED(test_images_with_holes),
+		SERVED(test_cold_image_is_read_right_and_left_alone), SERVED(test_eight_threads_on_the_same_pages),
+		SERVED(test_touches_removals_and_prefetch_at_once),   SERVED(test_faults_of_the_kernel_itself),
 	};
 
 	return harness_run(tests);

@@ -141,10 +141,9 @@ static void test_slow_and_unreadable(void **state)
 static void bystander_body(struct client_self *self, void *data)
 {
 	struct guest *guest = data;
-	struct chaos chaos = { .threads = 2,
-			       .removals_of_100 = 3,
-			       .writes_of_100 = 3,
-			       .progress = &self->shared->counter[0] };
+	struct chaos chaos = {
+		.threads = 2, .removals_of_100 = 3, .writes_of_100 = 3, .progress = &self->shared->counter[0]
+	};
 	struct vmm vmm;
 
 	vmm_init(&vmm, self, &guest->image);
@@ -450,8 +449,8 @@ static void test_slow_image_does_not_slow_down_others(void **state)
 	client_tell(client, 'q');
 	client_join(client);
 
-	print_message("median of a fault: %.1f us alone, %.1f us beside a slow image (90%%: %.1f and %.1f us)\n", alone, beside,
-		      (double)alone_p90 / 1e3, (double)beside_p90 / 1e3);
+	print_message("median of a fault: %.1f us alone, %.1f us beside a slow image (90%%: %.1f and %.1f us)\n", alone,
+		      beside, (double)alone_p90 / 1e3, (double)beside_p90 / 1e3);
 	/* A pager that waited would take at least the image's delay for nearly every fault. */
 	assert_true(beside < alone * 20 || beside < DELAY_MS * 1000 / 20.0);
 	assert_true((double)beside_p90 / 1e3 < DELAY_MS * 1000 / 2.0);

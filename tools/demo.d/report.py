@@ -25,7 +25,7 @@ HEADER = [
 LEGEND = """\
 first answer  from QEMU's start until the guest's Python had started, computed and answered
 resumed       the part of it before the guest ran; a prefetched fork waits there for its pages
-stall         from the server's reading of a fault to the page's arrival, summed over the fork's faults
+stall         from the server's reading of a fault to the page's arrival, all faults together
 used          prefetched pages that the guest had touched by then, by the kernel's accessed marks
 Each figure is the median over the forks, taken at the first answer."""
 

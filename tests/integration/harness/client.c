@@ -21,8 +21,8 @@
 /* The test is single-threaded: this is its list of children. */
 static struct client *clients;
 
-static void __attribute__((noreturn)) run_child(struct client_self *self, void (*body)(struct client_self *, void *),
-						void *data, pid_t parent)
+static void __attribute__((noreturn))
+run_child(struct client_self *self, void (*body)(struct client_self *, void *), void *data, pid_t parent)
 {
 	static const int restored[] = { SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS, SIGTERM, SIGINT };
 

@@ -47,12 +47,11 @@ struct client *client_start_sized(const char *name, size_t values, void (*body)(
 void client_say(struct client_self *self, char letter);
 void client_hear(struct client_self *self, char letter);
 /* Child: reports the first reason for failing and exits with 1, from any thread. */
-void client_fail(struct client_self *self, const char *format, ...)
-	__attribute__((format(printf, 2, 3), noreturn));
-#define client_require(self, condition, ...)                                                                           \
-	do {                                                                                                           \
-		if (!(condition))                                                                                      \
-			client_fail(self, __VA_ARGS__);                                                                \
+void client_fail(struct client_self *self, const char *format, ...) __attribute__((format(printf, 2, 3), noreturn));
+#define client_require(self, condition, ...)            \
+	do {                                            \
+		if (!(condition))                       \
+			client_fail(self, __VA_ARGS__); \
 	} while (0)
 
 /* Parent: waits until the child says LETTER. A child that failed, ended or said something else fails the test. */

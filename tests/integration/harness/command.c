@@ -147,8 +147,8 @@ struct test_result command(const struct test_server *server, char *const args[])
 	return command_wait(&run);
 }
 
-static void __attribute__((noreturn)) fail_command(char *const args[], const struct test_result *result,
-						   const char *expected)
+static void __attribute__((noreturn))
+fail_command(char *const args[], const struct test_result *result, const char *expected)
 {
 	char line[300] = "faultline";
 
@@ -202,8 +202,8 @@ void template_add_inject(const struct test_server *server, const char *name, con
 			 const char *inject)
 {
 	char *const plain[] = { "template", "add", (char *)name, "--memory", (char *)image->path, NULL };
-	char *const wrapped[] = { "template", "add",	  (char *)name,	  "--memory", (char *)image->path,
-				  "--inject", (char *)inject, NULL };
+	char *const wrapped[] = { "template",	       "add",	   (char *)name,   "--memory",
+				  (char *)image->path, "--inject", (char *)inject, NULL };
 
 	json_decref(command_ok(server, inject ? wrapped : plain));
 }
@@ -261,7 +261,8 @@ void fork_wait(const struct test_server *server, const char *id, const char *mil
 	char seconds[16];
 
 	snprintf(seconds, sizeof seconds, "%d", WAIT_S);
-	json_decref(command_ok(server, ARGS("fork", "wait", (char *)id, "--for", (char *)milestone, "--timeout", seconds)));
+	json_decref(command_ok(server,
+			       ARGS("fork", "wait", (char *)id, "--for", (char *)milestone, "--timeout", seconds)));
 }
 
 bool fork_await_prefetching(const struct test_server *server, const char *id, struct test_command *prefetch)

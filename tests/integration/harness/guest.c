@@ -122,8 +122,7 @@ void vmm_write_page(struct vmm *vmm, struct vmm_region *region, uint64_t page)
 	atomic_store(&region->shows[page], (now & ~SHOWS_MASK) + GENERATION + ((now & SHOWS_MASK) | SHOWS_GUEST));
 	for (unsigned i = 0; i < PAGE / 8; i++)
 		atomic_store_explicit(&at[i], guest_word(region, page, i), memory_order_relaxed);
-	atomic_store(&region->shows[page],
-		     (atomic_load(&region->shows[page]) & ~SHOWS_MASK) + GENERATION + SHOWS_GUEST);
+	atomic_store(&region->shows[page], (atomic_load(&region->shows[page]) & ~SHOWS_MASK) + GENERATION + SHOWS_GUEST);
 }
 
 static _Thread_local sigjmp_buf bus_return;

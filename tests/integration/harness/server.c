@@ -177,20 +177,22 @@ int test_server_wait_end(struct test_server *server)
 
 size_t test_server_memory(const struct test_server *server)
 {
-	char path[64];
-	unsigned long size, resident;
+	char path[64], line[128];
+	unsigned long kib = 0;
 
-	snprintf(path, sizeof path, "/proc/%d/statm", (int)server->pid);
+	snprintf(path, sizeof path, "/proc/%d/status", (int)server->pid);
 	_cleanup_fclose_ FILE *f = fopen(path, "re");
-	if (!f || fscanf(f, "%lu %lu", &size, &resident) != 2)
-		fail_msg("cannot read %s", path);
-	return resident * PAGE;
+	while (f && fgets(line, sizeof line, f))
+		if (sscanf(line, "RssAnon: %lu kB", &kib) == 1)
+			return kib << 10;
+	fail_msg("cannot find RssAnon in %s", path);
+	return 0;
 }
 
 static const char *sanitizer_report(const struct test_server *server, char *line, size_t size)
 {
-	static const char *const marks[] = { "AddressSanitizer", "LeakSanitizer", "ThreadSanitizer", "runtime error:",
-					     "Assertion" };
+	static const char *const marks[] = { "AddressSanitizer", "LeakSanitizer", "ThreadSanitizer",
+					     "runtime error:", "Assertion" };
 	_cleanup_fclose_ FILE *f = fopen(server->log, "re");
 
 	while (f && fgets(line, (int)size, f))

@@ -34,7 +34,7 @@ int test_server_wait_end(struct test_server *server);
 /* Fails the test where the log has a sanitizer's report. */
 void test_server_check_log(const struct test_server *server);
 bool test_server_is_alive(const struct test_server *server);
-/* Resident memory of the server in bytes. */
+/* The server's own resident memory in bytes, without the pages of images that it may have mapped. */
 size_t test_server_memory(const struct test_server *server);
 
 /* Writes the path of the fork's socket. */
@@ -60,10 +60,10 @@ bool command_has_ended(struct test_command *command);
 struct test_result command_wait(struct test_command *command);
 void result_clear(struct test_result *result);
 
-#define ARGS(...)                                                                                                      \
-	(char *[])                                                                                                     \
-	{                                                                                                              \
-		__VA_ARGS__, NULL                                                                                      \
+#define ARGS(...)                 \
+	(char *[])                \
+	{                         \
+		__VA_ARGS__, NULL \
 	}
 
 /* Runs one to its end. */

@@ -43,8 +43,8 @@ enum vmm_style {
 /* The message in the form of the one, the userfaultfd in the state of the other. */
 struct vmm_form {
 	enum vmm_style json, fd;
-	unsigned chunk;	    /* bytes a piece, each sent when the last has been read; 0: one sendmsg */
-	uint64_t features;  /* asked for with UFFDIO_API; 0: EVENT_REMOVE as Firecracker does */
+	unsigned chunk;	   /* bytes a piece, each sent when the last has been read; 0: one sendmsg */
+	uint64_t features; /* asked for with UFFDIO_API; 0: EVENT_REMOVE as Firecracker does */
 };
 
 /* An userfaultfd as Firecracker makes it (non-blocking, close-on-exec), or -errno. */
