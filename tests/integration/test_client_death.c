@@ -236,10 +236,7 @@ static void test_exec(void **state)
 			struct test_result result = command(server, ARGS("fork", "prefetch", id, path));
 			result_clear(&result);
 		}
-		if (!client_has_ended(client)) {
-			/* It may be killed just now. */
-			(void)!write(client->talk, "x", 1);
-		}
+		client_tell(client, 'x');
 		client_join_any(client);
 		fork_wait(server, id, "gone");
 	}

@@ -86,8 +86,7 @@ static void run(struct test_server *server, struct scene *scene, const char *tem
 		fork_wait(server, id, "connected");
 		struct test_result result = command(server, ARGS("fork", "prefetch", (char *)id, scene->list));
 		result_clear(&result);
-		if (!client_has_ended(client))
-			client_tell(client, 'p');
+		client_tell(client, 'p');
 	}
 	/* Stopped, it has to say why. */
 	if (client_join_any(client))

@@ -289,6 +289,111 @@ static void test_image_cut_under_live_forks(void **state)
 	fork_check_good(server, "good", "others", &good);
 }
 
+#define COPIES 1000u
+
+/* The same page of the image in a thousand regions: as many chances to be served while the image is being cut in it. */
+static void thousandfold_body(struct client_self *self, void *data)
+{
+	struct guest *guest = data;
+	struct vmm vmm;
+
+	vmm_init(&vmm, self, &guest->image);
+	for (unsigned i = 0; i < COPIES; i++)
+		vmm_add_region(&vmm, PAGE, guest->first_bad * PAGE);
+	vmm_start(&vmm, guest->socket, guest->form);
+	for (unsigned i = 0; i < COPIES; i++) {
+		if (vmm_touch_raises(&vmm, &vmm.regions[i], 0))
+			self->shared->counter[1]++;
+		else
+			vmm_check_page(&vmm, &vmm.regions[i], 0);
+		self->shared->counter[0]++;
+	}
+}
+
+static void test_image_cut_while_the_page_is_served(void **state)
+{
+	struct test_server *server = *state;
+	unsigned right = 0, raised = 0, stopped = 0;
+	char name[32];
+
+	for (unsigned i = 0; i < scaled(40); i++) {
+		struct guest guest = { .first_bad = 8 };
+
+		snprintf(name, sizeof name, "cut%u", i);
+		test_image_make(&guest.image, server->dir, name, PAGES * PAGE);
+		template_add(server, name, &guest.image);
+		fork_create(server, name, name, NULL, guest.socket);
+		struct client *client = client_start(name, thousandfold_body, &guest);
+		/* At another moment each time. */
+		client_await_counter(client, 0, 1 + i * 17 % 300);
+		cut_image(&guest.image, guest.first_bad * PAGE + 2000);
+		client_await_end(client);
+		right += (unsigned)(client_counter(client, 0) - client_counter(client, 1));
+		raised += (unsigned)client_counter(client, 1);
+		if (client_join_any(client)) {
+			stopped++;
+			fork_expect_error(server, name, "gone", NULL);
+		}
+	}
+	print_message("%u pages came right, %u raised SIGBUS, %u VMMs were stopped\n", right, raised, stopped);
+	assert_true(raised > 0 || stopped > 0);
+}
+
+/* Looks at pages as a prefetch brings them, without ever asking for one, until the test says that it is over. */
+static void onlooker_body(struct client_self *self, void *data)
+{
+	struct guest *guest = data;
+	struct pollfd p = { .fd = self->talk, .events = POLLIN };
+	struct vmm vmm;
+
+	vmm_init(&vmm, self, &guest->image);
+	for (unsigned i = 0; i < COPIES; i++)
+		vmm_add_region(&vmm, PAGE, guest->first_bad * PAGE);
+	vmm_start(&vmm, guest->socket, guest->form);
+	client_say(self, 'c');
+	for (unsigned i = 0; i < COPIES; i++) {
+		while (!vmm_is_present(&vmm, &vmm.regions[i], 0) && poll(&p, 1, 0) == 0)
+			;
+		if (!vmm_is_present(&vmm, &vmm.regions[i], 0))
+			break;
+		vmm_check_page(&vmm, &vmm.regions[i], 0);
+		self->shared->counter[0]++;
+	}
+	client_hear(self, 'q');
+}
+
+static void test_image_cut_while_the_page_is_prefetched(void **state)
+{
+	struct test_server *server = *state;
+	struct list_entry list[COPIES];
+	char name[32], path[160];
+
+	for (unsigned i = 0; i < COPIES; i++)
+		list[i] = (struct list_entry){ i, 0 };
+	snprintf(path, sizeof path, "%s/list.hpl", server->dir);
+	list_write(path, list, COPIES);
+	for (unsigned i = 0; i < scaled(40); i++) {
+		struct guest guest = { .first_bad = 8 };
+		struct test_command prefetch;
+
+		snprintf(name, sizeof name, "cut%u", i);
+		test_image_make(&guest.image, server->dir, name, PAGES * PAGE);
+		template_add(server, name, &guest.image);
+		fork_create(server, name, name, NULL, guest.socket);
+		struct client *client = client_start(name, onlooker_body, &guest);
+		client_await(client, 'c');
+		fork_wait(server, name, "connected");
+		command_start(&prefetch, server, ARGS("fork", "prefetch", name, path));
+		client_await_counter(client, 0, 1 + i * 17 % 300);
+		cut_image(&guest.image, guest.first_bad * PAGE + 2000);
+		struct test_result result = command_wait(&prefetch);
+		result_clear(&result);
+		client_tell(client, 'q');
+		if (client_join_any(client))
+			fork_expect_error(server, name, "gone", NULL);
+	}
+}
+
 static void test_image_cut_before_the_fork(void **state)
 {
 	struct test_server *server = *state;
@@ -464,6 +569,8 @@ int main(void)
 		SERVED(test_wholly_unreadable_image_beside_a_good_one),
 		SERVED(test_prefetch_over_unreadable_pages),
 		SERVED(test_image_cut_under_live_forks),
+		SERVED(test_image_cut_while_the_page_is_served),
+		SERVED(test_image_cut_while_the_page_is_prefetched),
 		SERVED(test_image_cut_before_the_fork),
 		SERVED(test_image_cut_before_the_handshake),
 		SERVED(test_what_is_no_image_is_refused),

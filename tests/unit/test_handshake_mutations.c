@@ -12,8 +12,8 @@
 #define IMAGE		 (1ull << 30)
 
 static const char *const seeds[] = {
-	"[{\"base_host_virt_addr\":140000000000000,\"size\":8192,\"offset\":4096,\"page_size\":4096,\"page_size_kib\":4096},"
-	"{\"base_host_virt_addr\":4194304,\"size\":2097152,\"offset\":0,\"page_size\":2097152}]",
+	("[{\"base_host_virt_addr\":140000000000000,\"size\":8192,\"offset\":4096,\"page_size\":4096,\"page_size_kib\":4096},"
+	 "{\"base_host_virt_addr\":4194304,\"size\":2097152,\"offset\":0,\"page_size\":2097152}]"),
 	"{\"mappings\":[{\"base_host_virt_addr\":65536,\"size\":8192,\"offset\":0}]}",
 	"{\"a\":\"]}\\\"[{\\\\\",\"mappings\":[{\"size\":4096,\"base_host_virt_addr\":65536,\"offset\":0,\"x\":[[1.5,true]]}]}",
 	" [ ] ",

@@ -148,6 +148,11 @@ static void test_runs_over_missing_chunks(void **state)
 {
 	struct pair *pair = *state;
 
+	set_both(pair, 2 * CHUNK, 1, PAGE_THERE); /* the first page of a chunk, seen from within the one before */
+	assert_int_equal(page_states_run(pair->states, CHUNK + 5, PAGES - CHUNK - 5, PAGE_ABSENT), CHUNK - 5);
+	assert_int_equal(page_states_run(pair->states, 5, PAGES - 5, PAGE_ABSENT), 2 * CHUNK - 5);
+	set_both(pair, 2 * CHUNK, 1, PAGE_ABSENT);
+
 	set_both(pair, CHUNK + 100, 1, PAGE_THERE);
 	assert_int_equal(page_states_run(pair->states, 5, PAGES - 5, PAGE_ABSENT), CHUNK + 95);
 	assert_int_equal(page_states_run(pair->states, 5, 50, PAGE_ABSENT), 50);
@@ -175,29 +180,50 @@ static uint64_t random_page(struct random *random)
 				       : near[random_below(random, 5)] - 8 + random_below(random, 16);
 }
 
+static void random_operation(struct pair *pair, struct random *random)
+{
+	uint64_t page = random_page(random), length = random_length(random, PAGES - page);
+	enum page_state a = all_states[random_below(random, 4)], b = all_states[random_below(random, 4)];
+
+	switch (random_below(random, 4)) {
+	case 0:
+		set_both(pair, page, length, a);
+		break;
+	case 1:
+		change_both(pair, page, a, b);
+		break;
+	default:
+		assert_run(pair, page, random_below(random, 2) ? length : PAGES - page,
+			   random_below(random, 2) ? pair->model[page] : a);
+	}
+}
+
 static void test_random_operations(void **state)
 {
-	struct pair *pair = *state;
 	struct random random = { .state = 42 };
 
 	for (unsigned i = 0; i < 20000; i++) {
-		uint64_t page = random_page(&random), length = random_length(&random, PAGES - page);
-		enum page_state a = all_states[random_below(&random, 4)], b = all_states[random_below(&random, 4)];
-
-		switch (random_below(&random, 4)) {
-		case 0:
-			set_both(pair, page, length, a);
-			break;
-		case 1:
-			change_both(pair, page, a, b);
-			break;
-		default:
-			assert_run(pair, page, length, random_below(&random, 2) ? pair->model[page] : a);
-		}
+		random_operation(*state, &random);
 		if (i % 1000 == 0)
-			assert_same(pair);
+			assert_same(*state);
 	}
-	assert_same(pair);
+	assert_same(*state);
+}
+
+/* The same while most chunks do not exist yet. */
+static void test_random_beginnings(void **state)
+{
+	struct random random = { .state = 43 };
+
+	(void)state;
+	for (unsigned round = 0; round < 200; round++) {
+		void *pair;
+		make(&pair);
+		for (unsigned i = 0; i < 12; i++)
+			random_operation(pair, &random);
+		assert_same(pair);
+		unmake(&pair);
+	}
 }
 
 static void test_sizes(void **state)
@@ -240,6 +266,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_set_counts_what_changed, make, unmake),
 		cmocka_unit_test_setup_teardown(test_runs_over_missing_chunks, make, unmake),
 		cmocka_unit_test_setup_teardown(test_random_operations, make, unmake),
+		cmocka_unit_test(test_random_beginnings),
 		cmocka_unit_test(test_sizes),
 		cmocka_unit_test(test_huge_is_sparse),
 	};

@@ -127,7 +127,10 @@ static void test_sets_count_each_page_once(void **state)
 	assert_int_equal(page_states_run(shared->states, 0, PAGES, PAGE_REMOVED), PAGES);
 }
 
-/* Page numbers modulo THREADS belong to a thread each: 32 pages share a word, and what a neighbour does must not undo one's own. */
+/*
+ * Page numbers modulo THREADS belong to a thread each: 32 pages share a word, and what a neighbour does must not undo one's own. Few
+ * words and many rounds, so that the threads do meet.
+ */
 static void *own_pages(void *data)
 {
 	static const enum page_state other[] = { PAGE_THERE, PAGE_REMOVED, PAGE_COMING, PAGE_ABSENT };
@@ -135,10 +138,13 @@ static void *own_pages(void *data)
 	struct shared *shared = worker->shared;
 
 	pthread_barrier_wait(&shared->barrier);
-	for (unsigned round = 0; round < 8; round++)
-		for (uint64_t page = worker->index; page < PAGES; page += THREADS) {
-			enum page_state was = page_states_get(shared->states, page), to = other[(round + page) % 4];
-			bool ok = round % 2 ? page_states_set(shared->states, page, 1, to, NULL) == 0
+	for (unsigned round = 0; round < 60000; round++)
+		for (uint64_t page = worker->index; page < 64; page += THREADS) {
+			enum page_state was = round ? other[(round - 1 + page) % 4] : PAGE_ABSENT,
+					to = other[(round + page) % 4];
+			uint64_t changed = 0;
+			bool ok = round % 2 ? page_states_set(shared->states, page, 1, to, &changed) == 0 &&
+						      changed == (was != to)
 					    : page_states_change(shared->states, page, was, to) == 1;
 			if (!ok || page_states_get(shared->states, page) != to)
 				shared->failures++;
