@@ -75,9 +75,12 @@ static char *reserve(struct vmm *vmm, uint64_t pages)
 	return p;
 }
 
-/* Runs BODY as a fork, which says 'c' when a prefetch of all pages may come, and hears 'p' after it. */
-static void run(struct test_server *server, struct scene *scene, const char *template, const char *id,
-		void (*body)(struct client_self *, void *))
+/*
+ * Runs BODY as a fork, which says 'c' when a prefetch of all pages may come, and hears 'p' after it. True: the server has
+ * stopped it, with a reason.
+ */
+static bool run_or_stop(struct test_server *server, struct scene *scene, const char *template, const char *id,
+			void (*body)(struct client_self *, void *))
 {
 	fork_create(server, template, id, NULL, scene->socket);
 	struct client *client = client_start(id, body, scene);
@@ -88,12 +91,23 @@ static void run(struct test_server *server, struct scene *scene, const char *tem
 		result_clear(&result);
 		client_tell(client, 'p');
 	}
-	/* Stopped, it has to say why. */
-	if (client_join_any(client))
+	bool stopped = client_join_any(client);
+	if (stopped)
 		fork_expect_error(server, id, "gone", NULL);
 	fork_check_good(server, "base", "beside", &scene->image);
 	fork_wait(server, "beside", "gone");
 	json_decref(command_ok(server, ARGS("fork", "remove", "beside")));
+	return stopped;
+}
+
+/* The same for what is to be served to the end. */
+static void run(struct test_server *server, struct scene *scene, const char *template, const char *id,
+		void (*body)(struct client_self *, void *))
+{
+	if (!run_or_stop(server, scene, template, id, body))
+		return;
+	_cleanup_free_ char *error = fork_string(server, id, "error");
+	fail_msg("the VMM of fork %s was stopped: %s", id, error);
 }
 
 /* ---- unmap ---- */
@@ -411,10 +425,10 @@ static void test_fork_of_the_vmm(void **state)
 	struct scene scene;
 
 	set_scene(*state, &scene, UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_FORK);
-	run(*state, &scene, "base", "told", forking_body);
+	run_or_stop(*state, &scene, "base", "told", forking_body);
 	scene.form.features = ALL_EVENTS;
-	run(*state, &scene, "base", "told-all", forking_body);
-	run(*state, &scene, "slow", "slow", forking_body);
+	run_or_stop(*state, &scene, "base", "told-all", forking_body);
+	run_or_stop(*state, &scene, "slow", "slow", forking_body);
 }
 
 /* ---- descriptors that change ---- */
@@ -441,7 +455,7 @@ static void test_userfaultfd_made_blocking_again(void **state)
 	set_scene(*state, &scene, 0);
 	for (int style = 0; style < 2; style++) {
 		scene.form = (struct vmm_form){ .json = style, .fd = style };
-		run(*state, &scene, "base", style ? "raw" : "ready-made", blocking_again_body);
+		run_or_stop(*state, &scene, "base", style ? "raw" : "ready-made", blocking_again_body);
 	}
 }
 

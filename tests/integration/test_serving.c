@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -15,6 +15,7 @@
 #include "integration/harness/list.h"
 #include "integration/harness/server.h"
 #include "integration/harness/vmm.h"
+#include "uffd/abi.h"
 
 struct guest {
 	char socket[SOCKET_PATH_MAX];
@@ -258,12 +259,64 @@ static void test_faults_of_the_kernel_itself(void **state)
 	}
 }
 
+#define WAITERS 4
+
+static void waiting_thread(struct vmm *vmm, unsigned index, void *data)
+{
+	struct vmm_region *region = &vmm->regions[0];
+	uint64_t page = *(uint64_t *)data;
+
+	if (index < WAITERS) {
+		vmm_check_page(vmm, region, page);
+		return;
+	}
+	/* Puts the page there behind the server's back, without waking those who wait for it. */
+	uint64_t words[PAGE / 8];
+	for (unsigned i = 0; i < PAGE / 8; i++)
+		words[i] = test_image_word(vmm->image, page, i);
+	unsigned pending, total = 0;
+	while (total < WAITERS && !vmm_is_present(vmm, region, page))
+		client_require(vmm->self, uffd_waiters(getpid(), vmm->uffd, &pending, &total), "no fdinfo");
+	struct uffdio_copy copy = {
+		.dst = (uintptr_t)region->address + page * PAGE,
+		.src = (uintptr_t)words,
+		.len = PAGE,
+		.mode = UFFDIO_COPY_MODE_DONTWAKE,
+	};
+	client_require(vmm->self, ioctl(vmm->uffd, UFFDIO_COPY, &copy) == 0 || errno == EEXIST, "UFFDIO_COPY: %s",
+		       strerror(errno));
+}
+
+static void waiting_body(struct client_self *self, void *data)
+{
+	struct guest *guest = data;
+	struct vmm vmm;
+
+	vmm_init(&vmm, self, &guest->image);
+	vmm_start(&vmm, guest->socket, guest->form);
+	for (uint64_t page = 0; page < vmm_pages(&vmm.regions[0]); page++)
+		vmm_threads(&vmm, WAITERS + 1, waiting_thread, &page);
+}
+
+/* A copy that finds the page there wakes nobody: whoever had faulted before would sleep for ever. */
+static void test_waiters_on_a_page_that_is_there_are_woken(void **state)
+{
+	struct test_server *server = *state;
+	struct guest guest = { 0 };
+
+	test_image_make(&guest.image, server->dir, "base", 12 * PAGE);
+	template_add_inject(server, "slow", &guest.image, "delay=100ms");
+	fork_create(server, "slow", "fork", NULL, guest.socket);
+	client_join(client_start("fork", waiting_body, &guest));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		SERVED(test_sizes_that_are_no_multiple_of_a_page),    SERVED(test_images_with_holes),
-		SERVED(test_cold_image_is_read_right_and_left_alone), SERVED(test_eight_threads_on_the_same_pages),
-		SERVED(test_touches_removals_and_prefetch_at_once),   SERVED(test_faults_of_the_kernel_itself),
+		SERVED(test_sizes_that_are_no_multiple_of_a_page),	SERVED(test_images_with_holes),
+		SERVED(test_cold_image_is_read_right_and_left_alone),	SERVED(test_eight_threads_on_the_same_pages),
+		SERVED(test_touches_removals_and_prefetch_at_once),	SERVED(test_faults_of_the_kernel_itself),
+		SERVED(test_waiters_on_a_page_that_is_there_are_woken),
 	};
 
 	return harness_run(tests);

@@ -218,8 +218,9 @@ static void test_neither_form(void **state)
 
 static void test_not_json(void **state)
 {
+	static const char two_without_comma[] = "[" BARE " " BARE "]";
 	static const char *const texts[] = { "",   " ",	  "[",	      "]",	     "{",
-					     "[}", "{]",  "nonsense", "[" BARE ",]", "[" BARE " " BARE "]",
+					     "[}", "{]",  "nonsense", "[" BARE ",]", two_without_comma,
 					     "7",  "[,]", "[01]",     "[\"\xff\"]",  "['a']",
 					     "[\"" };
 
