@@ -218,10 +218,11 @@ static void test_neither_form(void **state)
 
 static void test_not_json(void **state)
 {
+	static const char comma_at_end[] = "[" BARE ",]";
 	static const char two_without_comma[] = "[" BARE " " BARE "]";
-	static const char *const texts[] = { "",   " ",	  "[",	      "]",	     "{",
-					     "[}", "{]",  "nonsense", "[" BARE ",]", two_without_comma,
-					     "7",  "[,]", "[01]",     "[\"\xff\"]",  "['a']",
+	static const char *const texts[] = { "",   " ",	  "[",	      "]",	    "{",
+					     "[}", "{]",  "nonsense", comma_at_end, two_without_comma,
+					     "7",  "[,]", "[01]",     "[\"\xff\"]", "['a']",
 					     "[\"" };
 
 	(void)state;
