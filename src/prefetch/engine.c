@@ -78,22 +78,50 @@ static uint64_t skip_settled(struct prefetch_job *job, const struct plan_run *ru
 	}
 }
 
-/* Puts in as many of PAGES as are still absent without a gap. Pages dealt with, or negative errno. */
-static int64_t put(struct prefetch_job *job, uint64_t page, uint64_t pages, const void *data)
+/* Where pages' bytes come from: a buffer, or the image's own mapping, which a truncation may be cutting short. */
+struct bytes {
+	const void *data;
+	bool mapped;
+	size_t length;
+	uint64_t offset; /* in the image */
+};
+
+/* Copies COUNT absent pages. -ESTALE: one of them may have zeros for an end; who waits for it has not been woken. */
+static int copy_absent(struct prefetch_job *job, uint64_t page, uint64_t pages, const struct bytes *bytes,
+		       struct supply *ret)
 {
 	struct guest_memory *memory = job->memory;
+
+	if (!bytes->mapped) {
+		*ret = guest_memory_supply(memory, page, pages, bytes->data);
+		return 0;
+	}
+	*ret = guest_memory_supply_held(memory, page, pages, bytes->data);
+	if (ret->copied > 0 && !source_intact(job->source, bytes->length, bytes->offset))
+		return -ESTALE;
+	guest_memory_wake(memory, page, pages);
+	return 0;
+}
+
+/* Puts in as many of PAGES as are still absent without a gap. Pages dealt with, or negative errno. */
+static int64_t put(struct prefetch_job *job, uint64_t page, uint64_t pages, const struct bytes *bytes)
+{
+	struct guest_memory *memory = job->memory;
+	struct supply supply = { .outcome = SUPPLY_DONE };
 	uint64_t seen = guest_memory_events(memory);
+	int r = 0;
 
 	guest_memory_enter(memory);
 	uint64_t absent = page_states_run(memory->states, page, pages, PAGE_ABSENT);
-	struct supply supply = { .outcome = SUPPLY_DONE };
 	if (absent > 0)
-		supply = guest_memory_supply(memory, page, absent, data);
+		r = copy_absent(job, page, absent, bytes, &supply);
 	guest_memory_leave(memory);
 
 	count(&job->copied, supply.copied);
 	count(&job->present, supply.present);
 	count(&job->skipped, supply.skipped);
+	if (r < 0)
+		return r;
 	switch (supply.outcome) {
 	case SUPPLY_GONE:
 		return -ESRCH;
@@ -108,18 +136,16 @@ static int64_t put(struct prefetch_job *job, uint64_t page, uint64_t pages, cons
 	}
 }
 
-/* The same from the image's mapping, where the pages are known to be in memory. -EAGAIN: they are not. */
+/* From the image's mapping, where the pages are known to be in memory. -EAGAIN: they are not. */
 static int64_t put_mapped(struct prefetch_job *job, uint64_t page, uint64_t pages, size_t size, uint64_t offset)
 {
-	const void *bytes = source_peek(job->source, size, offset, false, now_ns());
-	if (!bytes)
-		return -EAGAIN;
+	struct bytes bytes = { .mapped = true, .length = size, .offset = offset };
 
-	int64_t done = put(job, page, pages, bytes);
-	if (done == -EFAULT)
+	bytes.data = source_peek(job->source, size, offset, now_ns());
+	if (!bytes.data)
 		return -EAGAIN;
-	/* The page that a truncation ends in stays mapped, with zeros. Was it still whole when it was copied? */
-	return source_is_whole(job->source) ? done : -ESTALE;
+	int64_t done = put(job, page, pages, &bytes);
+	return done == -EFAULT ? -EAGAIN : done;
 }
 
 static int64_t put_read(struct worker *worker, struct prefetch_job *job, uint64_t page, uint64_t pages,
@@ -136,7 +162,7 @@ static int64_t put_read(struct worker *worker, struct prefetch_job *job, uint64_
 		count(&job->unreadable, 1);
 		return 1;
 	}
-	return put(job, page, pages, worker->buffer);
+	return put(job, page, pages, &(struct bytes){ .data = worker->buffer });
 }
 
 /* One call's worth. 1: more to do, 0: the plan is through, negative errno: given up. */

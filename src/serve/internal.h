@@ -27,7 +27,16 @@
 #define PEERS_PER_FORK_MAX 8
 
 /* What an epoll event is about. Embedded; the object lives until the end of the batch in which it was given up. */
-enum watch_kind { WATCH_SIGNAL, WATCH_WAKE, WATCH_TIMER, WATCH_LISTENER, WATCH_PEER, WATCH_SOCKET, WATCH_PROCESS };
+enum watch_kind {
+	WATCH_SIGNAL,
+	WATCH_WAKE,
+	WATCH_TIMER,
+	WATCH_IMAGES,
+	WATCH_LISTENER,
+	WATCH_PEER,
+	WATCH_SOCKET,
+	WATCH_PROCESS
+};
 struct watch {
 	enum watch_kind kind;
 	void *object;
@@ -93,7 +102,7 @@ struct server {
 	int lock_fd;
 	int epoll_fd, signal_fd, wake_fd, timer_fd;
 	int spare_fd; /* given up for a moment to turn a peer away when descriptors have run out */
-	struct watch signal_watch, wake_watch, timer_watch;
+	struct watch signal_watch, wake_watch, timer_watch, images_watch;
 	uint64_t host_page_size;
 	uint64_t features; /* of this kernel's userfaultfd */
 

@@ -304,6 +304,14 @@ static void stray(struct session *s, uint64_t address, uint64_t page_size)
 	uffd_wake(s->memory->fd, address & ~(page_size - 1), page_size);
 }
 
+/* A page has been copied whose last bytes may be zeros by now; who waits for it has not been woken. */
+static void stop_for_cut_image(struct session *s)
+{
+	session_stop_vmm(s, "its template's image '%s' was cut short while a page was being copied from there",
+			 s->template->memory);
+	s->ended = true;
+}
+
 /* The gate is held shared. */
 static void serve_fault(struct pager *pager, struct session *s, uint64_t fault_address, uint64_t read_ns)
 {
@@ -334,14 +342,21 @@ static void serve_fault(struct pager *pager, struct session *s, uint64_t fault_a
 	const struct region *region = regions_of_page(memory->regions, memory->region_count, page);
 	uint64_t offset = region->offset + (page - region->first_page) * size;
 	struct source *source = s->template->source;
-	const void *bytes = source_peek(source, size, offset, atomic_load(&source->guarded), read_ns);
+	const void *bytes = source_peek(source, size, offset, read_ns);
 	if (bytes) {
-		struct supply supply = guest_memory_supply(memory, page, 1, bytes);
+		struct supply supply = guest_memory_supply_held(memory, page, 1, bytes);
+		if (supply.copied > 0) {
+			if (!source_intact(source, size, offset)) {
+				stop_for_cut_image(s);
+				return;
+			}
+			guest_memory_wake(memory, page, 1);
+		}
 		if (supply.outcome != SUPPLY_FAILED || supply.error != -EFAULT) {
 			settle(pager, s, page, address, read_ns, false, &supply);
 			return;
 		}
-		/* the image is being cut short: reading it tells */
+		/* the image has been cut short: reading it tells */
 	} else if (atomic_load_explicit(&source->stale, memory_order_relaxed)) {
 		keeper_ask(pager->keeper, s->template);
 	}
@@ -557,15 +572,9 @@ static void *pager_main(void *data)
 		bool mail = false;
 		int n = wait_for_events(pager, events);
 
-		/* First: what is copied after this must know of changes to images. */
-		for (int i = 0; i < n; i++)
-			if (events[i].data.ptr == pager->keeper)
-				keeper_look(pager->keeper);
 		for (int i = 0; i < n; i++) {
 			if (events[i].data.ptr == pager)
 				mail = true;
-			else if (events[i].data.ptr == pager->keeper)
-				continue;
 			else if (events[i].data.ptr == pager->io)
 				io_reap(pager->io);
 			else
@@ -643,8 +652,6 @@ int pager_new(int cpu, struct keeper *keeper, struct pager **ret, struct error *
 		r = watch(pager, pager->mailbox_fd, EPOLLIN, pager);
 	if (r == 0)
 		r = watch(pager, io_fd(pager->io), EPOLLIN, pager->io);
-	if (r == 0)
-		r = watch(pager, keeper_fd(keeper), EPOLLIN, keeper);
 	if (r == 0)
 		r = start_thread(pager);
 	if (r < 0) {

@@ -197,6 +197,9 @@ static void handle(struct server *server, struct watch *watch)
 		look_at_lingering(server);
 		break;
 	}
+	case WATCH_IMAGES:
+		keeper_look(server->keeper);
+		break;
 	case WATCH_LISTENER:
 		if (!fork->removed && fork->state == FORK_WAITING)
 			fork_accept(server, fork);
@@ -447,6 +450,9 @@ static int start_pagers(struct server *server, const char *cpu_list, struct erro
 	r = keeper_new(image_changed, server, &server->keeper, err);
 	if (r < 0)
 		return r;
+	r = server_watch(server, keeper_fd(server->keeper), &server->images_watch, WATCH_IMAGES, NULL);
+	if (r < 0)
+		return error_set(err, r, "io_error", "cannot watch over images: %s", strerror(-r));
 	server->pagers = calloc((size_t)CPU_COUNT(&wanted), sizeof server->pagers[0]);
 	if (!server->pagers)
 		return error_set(err, -ENOMEM, "io_error", "out of memory");

@@ -70,13 +70,24 @@ static struct pager *choose_pager(const struct server *server, pid_t pid)
 	return best;
 }
 
+/*
+ * Whether the VMM may be moving or unmapping memory at this moment: then the address that it said is not the one any more, and an event,
+ * which it waits for us to read, will say so. The event comes a little after the memory has gone from its old place.
+ */
+static bool events_wait(int uffd)
+{
+	struct pollfd poll_fd = { .fd = uffd, .events = POLLIN };
+
+	return poll(&poll_fd, 1, 1) > 0 && (poll_fd.revents & POLLIN);
+}
+
 /* The peer's registration, completed where it has left that to us: hypeman does, Firecracker does not. */
 static int register_regions(int uffd, bool negotiated_now, const struct region *regions, size_t count, struct error *err)
 {
 	for (size_t i = 0; i < count; i++) {
 		if (!negotiated_now) {
 			int registered = uffd_is_registered(uffd, regions[i].address, regions[i].page_size);
-			if (registered > 0)
+			if (registered > 0 || (registered == 0 && events_wait(uffd)))
 				continue;
 			if (registered == -ESRCH)
 				return error_set(err, -ESRCH, "bad_peer",

@@ -163,12 +163,6 @@ int keeper_fd(const struct keeper *keeper)
 	return keeper->inotify_fd;
 }
 
-static void set_all_guarded(struct keeper *keeper, bool guarded)
-{
-	for (struct template *t = keeper->guarded; t; t = t->next_guarded)
-		atomic_store(&t->source->guarded, guarded);
-}
-
 /* WATCH < 0: words were lost, so every image may have changed. */
 static void note_change(struct keeper *keeper, int watch)
 {
@@ -179,6 +173,7 @@ static void note_change(struct keeper *keeper, int watch)
 			continue;
 		}
 		leave(keeper, p); /* once told is enough: a writer may go on writing */
+		atomic_store(&t->source->changed, true);
 		keeper->on_change(keeper->data, t);
 	}
 }
@@ -187,12 +182,7 @@ void keeper_look(struct keeper *keeper)
 {
 	_Alignas(struct inotify_event) char buffer[16 * (sizeof(struct inotify_event) + NAME_MAX + 1)];
 
-	/*
-	 * Nothing is guarded from before the queue is emptied until after what it held is known: a thread that finds the queue empty because
-	 * another is at it here sees one or the other.
-	 */
 	pthread_mutex_lock(&keeper->lock);
-	set_all_guarded(keeper, false);
 	for (;;) {
 		ssize_t n = read(keeper->inotify_fd, buffer, sizeof buffer);
 		if (n <= 0)
@@ -205,6 +195,5 @@ void keeper_look(struct keeper *keeper)
 			at += (ssize_t)(sizeof event + event.len);
 		}
 	}
-	set_all_guarded(keeper, true);
 	pthread_mutex_unlock(&keeper->lock);
 }

@@ -19,14 +19,13 @@ void keeper_free(struct keeper *keeper);
 void keeper_ask(struct keeper *keeper, struct template *template);
 
 /*
- * Guarding. While source->guarded holds, a page may be copied from the image's mapping without a look at the file's size, by a thread
- * that waits for keeper_fd along with what makes it copy, and calls keeper_look first whenever that is readable. The kernel queues the
- * word of a change before the call that made it returns; so what a guest does after a change finds it known. Where no watch can
- * be had the image stays unguarded, and costs a system call more a page. Guarding again is fine.
+ * Watches TEMPLATE's image until somebody changes it; source->guarded says whether it is watched. What comes through a shared mapping
+ * the kernel does not tell. Doing it again is fine; an image that has changed since it was opened is not watched.
  */
 void keeper_guard(struct keeper *keeper, struct template *template);
 void keeper_unguard(struct keeper *keeper, struct template *template);
 
+/* Readable when keeper_look has something to do. */
 int keeper_fd(const struct keeper *keeper);
 /* Takes note of changes. Any thread. */
 void keeper_look(struct keeper *keeper);

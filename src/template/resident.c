@@ -125,8 +125,8 @@ void resident_view_refresh(struct resident_view *view)
 	atomic_store_explicit(&view->believed_until_ns, now_ns() + BELIEVED_NS, memory_order_release);
 }
 
-const void *resident_view_find(const struct resident_view *view, size_t length, uint64_t offset, bool guarded,
-			       uint64_t now, bool *ret_stale)
+const void *resident_view_find(const struct resident_view *view, size_t length, uint64_t offset, uint64_t now,
+			       bool *ret_stale)
 {
 	uint64_t first = offset / view->page_size, last = (offset + length - 1) / view->page_size;
 
@@ -136,11 +136,5 @@ const void *resident_view_find(const struct resident_view *view, size_t length, 
 	for (uint64_t page = first; page <= last; page++)
 		if (!get_bit(view, page))
 			return NULL;
-	/*
-	 * The page that a truncation ends in stays mapped, with zeros where the image's bytes were. All pages after it are gone, and copying
-	 * from them fails.
-	 */
-	if (!guarded && lseek(view->fd, 0, SEEK_END) != (off_t)view->size)
-		return NULL;
 	return view->address + offset;
 }

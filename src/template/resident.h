@@ -18,9 +18,6 @@ void resident_view_free(struct resident_view *view);
 /* Looks again. One thread at a time; may wait. */
 void resident_view_refresh(struct resident_view *view);
 
-/*
- * The bytes' address, or NULL. GUARDED: the caller knows that the file has not been cut short, so its size is not looked at. ret_stale:
- * it is too long ago that anybody looked.
- */
-const void *resident_view_find(const struct resident_view *view, size_t length, uint64_t offset, bool guarded,
-			       uint64_t now_ns, bool *ret_stale);
+/* The bytes' address, or NULL: not known to be in memory. ret_stale: it is too long ago that anybody looked. */
+const void *resident_view_find(const struct resident_view *view, size_t length, uint64_t offset, uint64_t now_ns,
+			       bool *ret_stale);

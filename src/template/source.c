@@ -16,16 +16,17 @@ static size_t clip(const struct source *source, void *buffer, size_t length, uin
 	return inside;
 }
 
-const void *source_peek(struct source *source, size_t length, uint64_t offset, bool guarded, uint64_t now_ns)
+const void *source_peek(struct source *source, size_t length, uint64_t offset, uint64_t now_ns)
 {
-	if (!source->ops->peek || offset > source->size || length > source->size - offset)
+	if (!source->ops->peek || atomic_load_explicit(&source->changed, memory_order_relaxed) ||
+	    offset > source->size || length > source->size - offset)
 		return NULL;
-	return source->ops->peek(source, length, offset, guarded, now_ns);
+	return source->ops->peek(source, length, offset, now_ns);
 }
 
-bool source_is_whole(struct source *source)
+bool source_intact(struct source *source, size_t length, uint64_t offset)
 {
-	return !source->ops->is_whole || source->ops->is_whole(source);
+	return !source->ops->intact || source->ops->intact(source, length, offset);
 }
 
 void source_refresh(struct source *source)

@@ -30,13 +30,13 @@ struct source_ops {
 	/* Starts READ, whose buffer, offset, length and done are set. 0 or -EBUSY. */
 	int (*submit)(struct source *source, struct io *io, struct io_read *read);
 	/*
-	 * Where LENGTH bytes at OFFSET, all within the image, can be copied from by a system call that takes an address: it neither
-	 * waits nor fails, but for an image that is being cut short, which gives EFAULT. NULL: not known; ask read_now. GUARDED: the image is
-	 * known to be as it was, so that its size need not be looked at. May be NULL.
+	 * Where LENGTH bytes at OFFSET, all within the image, can be copied from by a system call that takes an address: it does not
+	 * wait, and fails only with EFAULT, where the image has been cut short. NULL: not known; ask read_now. May be NULL. What was copied
+	 * is to be believed only once `intact`, called after it, has said so.
 	 */
-	const void *(*peek)(struct source *source, size_t length, uint64_t offset, bool guarded, uint64_t now_ns);
-	/* Whether the image still has its size. May be NULL where peek is. */
-	bool (*is_whole)(struct source *source);
+	const void *(*peek)(struct source *source, size_t length, uint64_t offset, uint64_t now_ns);
+	/* Whether bytes copied before from a peeked address are the image's. May be NULL where peek is. */
+	bool (*intact)(struct source *source, size_t length, uint64_t offset);
 	/* Finds out again what is in memory. May be NULL. */
 	void (*refresh)(struct source *source);
 	void (*close)(struct source *source);
@@ -48,8 +48,10 @@ struct source {
 	uint64_t size; /* bytes of the image, fixed when it was opened */
 	/* peek would have liked to know more than it does: somebody should call refresh, which clears this. */
 	_Atomic bool stale;
-	/* The keeper would have told of a change to the image: see keeper_guard. */
+	/* The keeper watches the image, and has seen no change. */
 	_Atomic bool guarded;
+	/* The keeper has seen a change: nothing is peeked at any more. */
+	_Atomic bool changed;
 };
 
 /* The image in the file FD, which the source takes on success. */
@@ -63,8 +65,8 @@ int source_null_new(uint64_t size, struct source **ret, struct error *err);
 int source_inject_new(struct source *inner, const char *spec, struct source **ret, struct error *err);
 
 /* NULL as well where the range ends past the image. */
-const void *source_peek(struct source *source, size_t length, uint64_t offset, bool guarded, uint64_t now_ns);
-bool source_is_whole(struct source *source);
+const void *source_peek(struct source *source, size_t length, uint64_t offset, uint64_t now_ns);
+bool source_intact(struct source *source, size_t length, uint64_t offset);
 void source_refresh(struct source *source);
 int source_read_now(struct source *source, void *buffer, size_t length, uint64_t offset);
 int source_read(struct source *source, void *buffer, size_t length, uint64_t offset);

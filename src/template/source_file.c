@@ -56,24 +56,29 @@ static int submit(struct source *source, struct io *io, struct io_read *read)
 	return io_submit(io, read);
 }
 
-static const void *peek(struct source *source, size_t length, uint64_t offset, bool guarded, uint64_t now)
+static const void *peek(struct source *source, size_t length, uint64_t offset, uint64_t now)
 {
 	const struct source_file *file = (const struct source_file *)source;
 	bool stale;
 
 	if (!file->view)
 		return NULL;
-	const void *bytes = resident_view_find(file->view, length, offset, guarded, now, &stale);
+	const void *bytes = resident_view_find(file->view, length, offset, now, &stale);
 	if (stale)
 		atomic_store_explicit(&source->stale, true, memory_order_relaxed);
 	return bytes;
 }
 
-static bool is_whole(struct source *source)
+/*
+ * A page that a truncation ends in stays mapped, and its rest becomes zero some microseconds after the size has changed: if the image did
+ * not end within the bytes after they had been copied, they are right. Pages that are cut off whole keep theirs, or can't be copied.
+ */
+static bool intact(struct source *source, size_t length, uint64_t offset)
 {
 	const struct source_file *file = (const struct source_file *)source;
+	off_t end = lseek(file->fd, 0, SEEK_END);
 
-	return lseek(file->fd, 0, SEEK_END) == (off_t)source->size;
+	return end >= 0 && ((uint64_t)end <= offset || (uint64_t)end >= offset + length);
 }
 
 static void refresh(struct source *source)
@@ -100,7 +105,7 @@ static const struct source_ops file_ops = {
 	.read = read_waiting,
 	.submit = submit,
 	.peek = peek,
-	.is_whole = is_whole,
+	.intact = intact,
 	.refresh = refresh,
 	.close = close_file,
 };

@@ -119,7 +119,8 @@ int template_check_unchanged(const struct template *t, struct error *err)
 				 " bytes when it was added and has %" PRIu64
 				 " now: a template's image must not change; remove the template and add it again",
 				 t->memory, t->name, t->size, (uint64_t)st.st_size);
-	if (st.st_mtim.tv_sec != t->modified.tv_sec || st.st_mtim.tv_nsec != t->modified.tv_nsec)
+	if (atomic_load(&t->source->changed) || st.st_mtim.tv_sec != t->modified.tv_sec ||
+	    st.st_mtim.tv_nsec != t->modified.tv_nsec)
 		return error_set(err, -ESTALE, "template_changed",
 				 "the image '%s' of template '%s' has been written to since it was added: a template's image "
 				 "must not change; remove the template and add it again",

@@ -79,7 +79,12 @@ typedef struct uffd_result (*put_fn)(struct guest_memory *memory, uint64_t addre
 
 static struct uffd_result put_copy(struct guest_memory *memory, uint64_t address, const void *data, size_t length)
 {
-	return uffd_copy(memory->fd, address, data, length);
+	return uffd_copy(memory->fd, address, data, length, true);
+}
+
+static struct uffd_result put_copy_held(struct guest_memory *memory, uint64_t address, const void *data, size_t length)
+{
+	return uffd_copy(memory->fd, address, data, length, false);
 }
 
 static struct uffd_result put_zero(struct guest_memory *memory, uint64_t address, const void *data, size_t length)
@@ -159,6 +164,19 @@ static struct supply put_pages(struct guest_memory *memory, uint64_t page, uint6
 struct supply guest_memory_supply(struct guest_memory *memory, uint64_t page, uint64_t count, const void *data)
 {
 	return put_pages(memory, page, count, data, put_copy);
+}
+
+struct supply guest_memory_supply_held(struct guest_memory *memory, uint64_t page, uint64_t count, const void *data)
+{
+	return put_pages(memory, page, count, data, put_copy_held);
+}
+
+void guest_memory_wake(struct guest_memory *memory, uint64_t page, uint64_t count)
+{
+	const struct map_piece *piece = guest_memory_piece(memory, page);
+
+	if (piece)
+		uffd_wake(memory->fd, piece_address(piece, page), count * piece->page_size);
 }
 
 /* Zeros to copy where UFFDIO_ZEROPAGE does not work: mapped once, read only, never touched by us otherwise. */

@@ -51,9 +51,14 @@ static struct uffd_result classify(int ret, int error, int64_t done)
 	return result;
 }
 
-struct uffd_result uffd_copy(int fd, uint64_t address, const void *source, size_t length)
+struct uffd_result uffd_copy(int fd, uint64_t address, const void *source, size_t length, bool wake)
 {
-	struct uffdio_copy copy = { .dst = address, .src = (uintptr_t)source, .len = length };
+	struct uffdio_copy copy = {
+		.dst = address,
+		.src = (uintptr_t)source,
+		.len = length,
+		.mode = wake ? 0 : UFFDIO_COPY_MODE_DONTWAKE,
+	};
 	int ret = ioctl(fd, UFFDIO_COPY, &copy);
 
 	return classify(ret, errno, copy.copy);
@@ -170,7 +175,7 @@ int uffd_is_registered(int fd, uint64_t address, uint64_t page_size)
 	 * A copy from an address that nobody can map: unregistered memory says ENOENT before the source is read, registered
 	 * memory says EFAULT, or EEXIST where the page is there.
 	 */
-	struct uffd_result r = uffd_copy(fd, address, (const void *)(uintptr_t)0x1000, page_size);
+	struct uffd_result r = uffd_copy(fd, address, (const void *)(uintptr_t)0x1000, page_size, true);
 
 	switch (r.outcome) {
 	case UFFD_UNMAPPED:

@@ -459,7 +459,9 @@ static void test_what_is_no_image_is_refused(void **state)
 	assert_int_equal(mkfifo(path, 0600), 0);
 	command_fails(server, ARGS("template", "add", "none", "--memory", path), 1, "regular|file");
 	snprintf(path, sizeof path, "%s/empty", server->dir);
-	_cleanup_close_ int fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+	int fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+	assert_true(fd >= 0);
+	close(fd);
 	command_fails(server, ARGS("template", "add", "none", "--memory", path), 1, "empty");
 	command_fails(server, ARGS("template", "add", "none", "--memory", image.path, "--inject", "explode"), 1,
 		      "explode");

@@ -414,14 +414,14 @@ static void test_ask_refreshes(void **state)
 	uint8_t buffer[SIZE];
 
 	assert_int_equal(pread(world->fd, buffer, SIZE, 0), SIZE);
-	assert_null(source_peek(observed->inner, PAGE, 0, false, now_ns()));
+	assert_null(source_peek(observed->inner, PAGE, 0, now_ns()));
 	assert_true(observed->inner->stale);
 	keeper_ask(world->keeper, world->template);
 	sem_wait(&observed->begun);
 	sem_post(&observed->go_on);
 	sem_wait(&observed->begun);
 	assert_false(observed->inner->stale);
-	const void *bytes = source_peek(observed->inner, PAGE, PAGE, false, now_ns());
+	const void *bytes = source_peek(observed->inner, PAGE, PAGE, now_ns());
 	assert_non_null(bytes);
 	assert_image(bytes, PAGE, PAGE, SIZE);
 }

@@ -102,7 +102,7 @@ static void assert_fails(struct image *image, size_t length, uint64_t offset)
 
 static const void *peek(struct image *image, size_t length, uint64_t offset)
 {
-	return source_peek(image->source, length, offset, false, now_ns());
+	return source_peek(image->source, length, offset, now_ns());
 }
 
 static void test_whole_pages(void **state)
@@ -207,7 +207,7 @@ static void test_peek_after_refresh(void **state)
 		const void *bytes = peek(image, PAGE, page * PAGE);
 		assert_non_null(bytes);
 		assert_image(bytes, PAGE, page * PAGE, SIZE);
-		assert_ptr_equal(source_peek(image->source, PAGE, page * PAGE, true, now_ns()), bytes);
+		assert_ptr_equal(source_peek(image->source, PAGE, page * PAGE, now_ns()), bytes);
 	}
 	const void *bytes = peek(image, 8 * PAGE, 0);
 	assert_non_null(bytes);
@@ -226,7 +226,7 @@ static void test_peek_past_the_end(void **state)
 	assert_null(peek(image, PAGE, 9 * PAGE));
 	assert_null(peek(image, PAGE, SIZE));
 	assert_null(peek(image, PAGE, UINT64_MAX - PAGE + 1));
-	assert_null(source_peek(image->source, PAGE, 8 * PAGE, true, now_ns()));
+	assert_null(source_peek(image->source, PAGE, 8 * PAGE, now_ns()));
 	assert_non_null(peek(image, 1000, 8 * PAGE));
 }
 
@@ -251,7 +251,7 @@ static void test_peek_grows_stale(void **state)
 
 	source_refresh(image->source);
 	assert_non_null(peek(image, PAGE, 0));
-	assert_null(source_peek(image->source, PAGE, 0, false, now_ns() + 60 * NSEC_PER_SEC));
+	assert_null(source_peek(image->source, PAGE, 0, now_ns() + 60 * NSEC_PER_SEC));
 	assert_true(image->source->stale);
 	source_refresh(image->source);
 	assert_false(image->source->stale);
@@ -355,7 +355,7 @@ static void test_null_source(void **state)
 	memset(buffer, 0xee, sizeof buffer);
 	assert_int_equal(source_read(source, buffer, sizeof buffer, PAGE), 0);
 	assert_memory_equal(buffer, zeros, sizeof buffer);
-	assert_null(source_peek(source, PAGE, 0, false, now_ns()));
+	assert_null(source_peek(source, PAGE, 0, now_ns()));
 	assert_true(source_is_whole(source));
 	source_refresh(source);
 	source_close(source);

@@ -259,10 +259,10 @@ static void test_nothing_is_in_memory(void **state)
 	uint8_t buffer[PAGE];
 
 	source_refresh(image->inner);
-	assert_non_null(source_peek(image->inner, PAGE, 0, false, now_ns()));
+	assert_non_null(source_peek(image->inner, PAGE, 0, now_ns()));
 	struct source *source = wrapped(image, "delay=0us");
 	source_refresh(source);
-	assert_null(source_peek(source, PAGE, 0, false, now_ns()));
+	assert_null(source_peek(source, PAGE, 0, now_ns()));
 	assert_int_equal(source_read_now(source, buffer, PAGE, 0), -EAGAIN);
 	assert_true(source_is_whole(source));
 }
