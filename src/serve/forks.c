@@ -357,6 +357,7 @@ void fork_connected(struct server *server, struct fork *fork)
 		return;
 	}
 	keeper_guard(server->keeper, fork->template);
+	keeper_lease(server->keeper, fork->template);
 	keeper_ask(server->keeper, fork->template);
 	if (server->stopping)
 		session_stop_vmm(fork->session, "the server is stopping");

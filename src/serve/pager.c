@@ -58,6 +58,7 @@ struct pager {
 	int epoll_fd;
 	int mailbox_fd;
 	struct keeper *keeper;
+	struct lease_section leasing;
 	struct io *io;
 	void *buffer;
 	uint64_t host_page_size;
@@ -304,12 +305,38 @@ static void stray(struct session *s, uint64_t address, uint64_t page_size)
 	uffd_wake(s->memory->fd, address & ~(page_size - 1), page_size);
 }
 
-/* A page has been copied whose last bytes may be zeros by now; who waits for it has not been woken. */
-static void stop_for_cut_image(struct session *s)
+/*
+ * Copies a page from the image's mapping. Without a lease the image may be cut short at this moment: then whoever waits for the page is
+ * not woken before it is known to be right. False: it is not known to be, and the VMM has been stopped.
+ */
+static bool supply_mapped(struct pager *pager, struct session *s, uint64_t page, const void *bytes, uint64_t size,
+			  uint64_t offset, struct supply *ret)
 {
-	session_stop_vmm(s, "its template's image '%s' was cut short while a page was being copied from there",
-			 s->template->memory);
-	s->ended = true;
+	struct source *source = s->template->source;
+
+	atomic_store(&pager->leasing.busy, true);
+	bool leased = atomic_load(&source->leased);
+	if (leased)
+		*ret = guest_memory_supply(s->memory, page, 1, bytes);
+	atomic_store_explicit(&pager->leasing.busy, false, memory_order_release);
+	if (leased)
+		return true;
+
+	if (!source_intact(source, size, offset)) {
+		*ret = (struct supply){ .outcome = SUPPLY_FAILED, .error = -EFAULT };
+		return true;
+	}
+	*ret = guest_memory_supply_held(s->memory, page, 1, bytes);
+	if (ret->copied == 0)
+		return true;
+	if (!source_intact(source, size, offset)) {
+		session_stop_vmm(s, "can't read a page of its template's image '%s': it was cut short there meanwhile",
+				 s->template->memory);
+		s->ended = true;
+		return false;
+	}
+	guest_memory_wake(s->memory, page, 1);
+	return true;
 }
 
 /* The gate is held shared. */
@@ -344,14 +371,9 @@ static void serve_fault(struct pager *pager, struct session *s, uint64_t fault_a
 	struct source *source = s->template->source;
 	const void *bytes = source_peek(source, size, offset, read_ns);
 	if (bytes) {
-		struct supply supply = guest_memory_supply_held(memory, page, 1, bytes);
-		if (supply.copied > 0) {
-			if (!source_intact(source, size, offset)) {
-				stop_for_cut_image(s);
-				return;
-			}
-			guest_memory_wake(memory, page, 1);
-		}
+		struct supply supply;
+		if (!supply_mapped(pager, s, page, bytes, size, offset, &supply))
+			return;
 		if (supply.outcome != SUPPLY_FAILED || supply.error != -EFAULT) {
 			settle(pager, s, page, address, read_ns, false, &supply);
 			return;
@@ -658,6 +680,7 @@ int pager_new(int cpu, struct keeper *keeper, struct pager **ret, struct error *
 		destroy(pager);
 		return error_set(err, r, "io_error", "cannot start a pager on CPU %d: %s", cpu, strerror(-r));
 	}
+	keeper_add_section(keeper, &pager->leasing);
 	*ret = pager;
 	return 0;
 }
@@ -671,6 +694,7 @@ void pager_free(struct pager *pager)
 	pthread_mutex_unlock(&pager->lock);
 	eventfd_write(pager->mailbox_fd, 1);
 	pthread_join(pager->thread, NULL);
+	keeper_remove_section(pager->keeper, &pager->leasing);
 	destroy(pager);
 }
 

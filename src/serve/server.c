@@ -180,8 +180,11 @@ static void handle(struct server *server, struct watch *watch)
 	switch (watch->kind) {
 	case WATCH_SIGNAL: {
 		struct signalfd_siginfo info;
-		if (read(server->signal_fd, &info, sizeof info) == sizeof info)
-			begin_stop(server);
+		while (read(server->signal_fd, &info, sizeof info) == sizeof info)
+			if (info.ssi_signo == SIGTERM || info.ssi_signo == SIGINT)
+				begin_stop(server);
+			else
+				keeper_break(server->keeper);
 		break;
 	}
 	case WATCH_WAKE: {
@@ -376,6 +379,8 @@ static int open_loop(struct server *server, struct error *err)
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGTERM);
 	sigaddset(&signals, SIGINT);
+	sigaddset(&signals, KEEPER_SIGNAL);
+	sigaddset(&signals, SIGIO); /* comes in its place when the queue of real-time signals is full */
 	sigprocmask(SIG_BLOCK, &signals, NULL);
 	server->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	server->signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);

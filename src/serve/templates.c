@@ -128,6 +128,7 @@ int server_template_add(struct server *server, const struct template_spec *spec,
 	if (ret)
 		fill_info(server, t, ret);
 	keeper_guard(server->keeper, t);
+	keeper_lease(server->keeper, t);
 	keeper_ask(server->keeper, t);
 	log_info(NULL, "template %s added: %s", t->name, t->memory);
 	t = NULL; /* the table's now */

@@ -1,8 +1,10 @@
 #include "template/keeper.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +22,8 @@ struct keeper {
 	pthread_cond_t asked;
 	struct template *line, **line_tail; /* under lock; each holds a reference */
 	struct template *guarded;	    /* under lock; no references: they leave before they go */
+	struct template *leased;	    /* under lock; likewise */
+	struct lease_section *sections;	    /* under lock */
 	bool stopping;			    /* under lock */
 };
 
@@ -147,12 +151,81 @@ static void leave(struct keeper *keeper, struct template **p)
 	drop_watch(keeper, watch);
 }
 
+/* ---- leases ---- */
+
+void keeper_lease(struct keeper *keeper, struct template *t)
+{
+	pthread_mutex_lock(&keeper->lock);
+	/* The process is to get the signal, whichever thread this is; it may have ended by then. */
+	if (!t->in_leased && fcntl(t->memory_fd, F_SETOWN, getpid()) == 0 &&
+	    fcntl(t->memory_fd, F_SETSIG, KEEPER_SIGNAL) == 0 && fcntl(t->memory_fd, F_SETLEASE, F_RDLCK) == 0) {
+		t->in_leased = true;
+		t->next_leased = keeper->leased;
+		keeper->leased = t;
+		atomic_store(&t->source->leased, true);
+	}
+	pthread_mutex_unlock(&keeper->lock);
+}
+
+static void give_back(struct keeper *keeper, struct template **p)
+{
+	struct template *t = *p;
+
+	*p = t->next_leased;
+	t->in_leased = false;
+	atomic_store(&t->source->leased, false);
+	/* A section lasts as long as a page takes to copy. One that begins now sees that there is no lease. */
+	for (struct lease_section *section = keeper->sections; section; section = section->next)
+		while (atomic_load(&section->busy))
+			sched_yield();
+	fcntl(t->memory_fd, F_SETLEASE, F_UNLCK);
+}
+
+void keeper_break(struct keeper *keeper)
+{
+	pthread_mutex_lock(&keeper->lock);
+	for (struct template **p = &keeper->leased; *p;) {
+		/* While somebody waits, this tells what the lease has to become. */
+		if (fcntl((*p)->memory_fd, F_GETLEASE) != F_RDLCK)
+			give_back(keeper, p);
+		else
+			p = &(*p)->next_leased;
+	}
+	pthread_mutex_unlock(&keeper->lock);
+}
+
+void keeper_add_section(struct keeper *keeper, struct lease_section *section)
+{
+	pthread_mutex_lock(&keeper->lock);
+	section->next = keeper->sections;
+	keeper->sections = section;
+	pthread_mutex_unlock(&keeper->lock);
+}
+
+void keeper_remove_section(struct keeper *keeper, struct lease_section *section)
+{
+	pthread_mutex_lock(&keeper->lock);
+	for (struct lease_section **p = &keeper->sections; *p; p = &(*p)->next)
+		if (*p == section) {
+			*p = section->next;
+			break;
+		}
+	pthread_mutex_unlock(&keeper->lock);
+}
+
+/* ---- changes ---- */
+
 void keeper_unguard(struct keeper *keeper, struct template *t)
 {
 	pthread_mutex_lock(&keeper->lock);
 	for (struct template **p = &keeper->guarded; *p; p = &(*p)->next_guarded)
 		if (*p == t) {
 			leave(keeper, p);
+			break;
+		}
+	for (struct template **p = &keeper->leased; *p; p = &(*p)->next_leased)
+		if (*p == t) {
+			give_back(keeper, p);
 			break;
 		}
 	pthread_mutex_unlock(&keeper->lock);

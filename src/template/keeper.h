@@ -4,6 +4,8 @@
  */
 #pragma once
 
+#include <signal.h>
+
 #include "base/error.h"
 #include "template/template.h"
 
@@ -23,9 +25,24 @@ void keeper_ask(struct keeper *keeper, struct template *template);
  * the kernel does not tell. Doing it again is fine; an image that has changed since it was opened is not watched.
  */
 void keeper_guard(struct keeper *keeper, struct template *template);
+/* Gives up the lease as well. */
 void keeper_unguard(struct keeper *keeper, struct template *template);
 
 /* Readable when keeper_look has something to do. */
+/*
+ * Tries to get a read lease on TEMPLATE's image. While it lasts (source->leased) whoever opens the image for writing, or truncates it, is
+ * held up by the kernel until keeper_break has let them; so bytes copied from its mapping need no second look. It can't be had
+ * where somebody has the image open for writing, as each QEMU has whose memory backend it is. The signal must be blocked in all
+ * threads; trying again is fine.
+ */
+#define KEEPER_SIGNAL (SIGRTMIN + 4)
+void keeper_lease(struct keeper *keeper, struct template *template);
+/* On KEEPER_SIGNAL, or SIGIO: gives back the leases that somebody waits for, once no section is busy that began under them. */
+void keeper_break(struct keeper *keeper);
+/* SECTION is from now on one that keeper_break waits for. */
+void keeper_add_section(struct keeper *keeper, struct lease_section *section);
+void keeper_remove_section(struct keeper *keeper, struct lease_section *section);
+
 int keeper_fd(const struct keeper *keeper);
 /* Takes note of changes. Any thread. */
 void keeper_look(struct keeper *keeper);

@@ -21,6 +21,12 @@
 
 struct source;
 
+/* Says that a thread may be copying bytes which only a lease vouches for. One thread each. */
+struct lease_section {
+	_Atomic bool busy;
+	struct lease_section *next; /* the keeper's */
+};
+
 struct source_ops {
 	const char *name;
 	/* LENGTH bytes at OFFSET, all within the image. 0; -EAGAIN: not in memory, or not to be had without waiting; else an error. */
@@ -50,6 +56,8 @@ struct source {
 	_Atomic bool stale;
 	/* The keeper watches the image, and has seen no change. */
 	_Atomic bool guarded;
+	/* Nobody can write to the image, or cut it short, until the keeper lets them: see keeper_lease. */
+	_Atomic bool leased;
 	/* The keeper has seen a change: nothing is peeked at any more. */
 	_Atomic bool changed;
 };

@@ -28,6 +28,8 @@ struct template
 	struct template *next_in_line;
 	int watch; /* of the keeper's inotify, -1: none */
 	struct template *next_guarded;
+	bool in_leased;
+	struct template *next_leased;
 };
 
 /* Opens the image and checks all paths. Codes: bad_memory, bad_state, bad_hot_list, bad_inject, io_error. */

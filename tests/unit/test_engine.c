@@ -205,6 +205,7 @@ static void test_image_cut_short(void **state)
 	assert_counts(fork, (struct counts){ .skipped = 100 });
 
 	assert_int_equal(truncate(path, 60 * PAGE + 1), 0);
+	fork->job.source->changed = true; /* as the keeper would say; the mapping is not looked at any more */
 	assert_int_equal(run(*state, fork), -ENODATA);
 	assert_counts(fork, (struct counts){ .skipped = 60, .unreadable = 40 });
 	fork_free(fork);

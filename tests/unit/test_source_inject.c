@@ -264,7 +264,7 @@ static void test_nothing_is_in_memory(void **state)
 	source_refresh(source);
 	assert_null(source_peek(source, PAGE, 0, now_ns()));
 	assert_int_equal(source_read_now(source, buffer, PAGE, 0), -EAGAIN);
-	assert_true(source_is_whole(source));
+	assert_true(source_intact(source, PAGE, 0));
 }
 
 static void test_delay(void **state)
