@@ -153,6 +153,9 @@ static void settle(struct pager *pager, struct session *s, uint64_t page, uint64
 			if (!zero && atomic_load_explicit(&s->recording, memory_order_relaxed))
 				session_record(s, page);
 		}
+		/* Unmapped without an event: should memory come back there, its faults must not be taken for ones in progress. */
+		if (supply->skipped > 0)
+			page_states_change(s->memory->states, page, PAGE_COMING, PAGE_ABSENT);
 		histogram_add(&s->stall, now_ns() - read_ns);
 		return;
 	case SUPPLY_RETRY:
@@ -248,7 +251,7 @@ static void slow_done(struct io_read *read, int result)
 	guest_memory_enter(s->memory);
 	const struct map_piece *piece = guest_memory_piece(s->memory, slow->page);
 	if (s->ended || !piece) {
-		/* gone, or unmapped meanwhile */
+		page_states_change(s->memory->states, slow->page, PAGE_COMING, PAGE_ABSENT);
 	} else if (page_states_get(s->memory->states, slow->page) == PAGE_REMOVED) {
 		supply_zero(pager, s, slow->page, piece_address(piece, slow->page), slow->read_ns);
 	} else if (result < 0) {
