@@ -325,7 +325,8 @@ static bool supply_mapped(struct pager *pager, struct session *s, uint64_t page,
 	if (leased)
 		return true;
 
-	if (!source_intact(source, size, offset)) {
+	/* Where inotify tells of changes a first look is not worth its system call. */
+	if (!atomic_load_explicit(&source->guarded, memory_order_relaxed) && !source_intact(source, size, offset)) {
 		*ret = (struct supply){ .outcome = SUPPLY_FAILED, .error = -EFAULT };
 		return true;
 	}

@@ -2,7 +2,9 @@
  * What one demand fault costs with the server, and with the least that could serve it: a loop of poll, read and copy from a mapped
  * image. The two take turns, page by page of fresh memory, with client and server on one CPU, so that a machine's moods hit both.
  *
- *	fault-latency [-p PAGES] [-r ROUNDS] [-c CPU]
+ *	bench-fault-latency [-p PAGES] [-r ROUNDS] [-c CPU] [-w]
+ *
+ * -w: somebody has the image open for writing, as a QEMU whose memory backend it is: the server gets no lease on it.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -29,6 +31,7 @@
 static size_t pages = 8192;
 static int rounds = 9;
 static int cpu;
+static bool writer;
 static char dir[] = "/tmp/faultline-bench-XXXXXX";
 static char image_path[128];
 
@@ -239,19 +242,22 @@ int main(int argc, char **argv)
 	const char *faultline = getenv("FAULTLINE") ?: "faultline";
 	int option;
 
-	while ((option = getopt(argc, argv, "p:r:c:")) != -1) {
+	while ((option = getopt(argc, argv, "p:r:c:w")) != -1) {
 		if (option == 'p')
 			pages = strtoul(optarg, NULL, 10);
 		else if (option == 'r')
 			rounds = atoi(optarg);
 		else if (option == 'c')
 			cpu = atoi(optarg);
+		else if (option == 'w')
+			writer = true;
 		else
 			return 2;
 	}
 	if (!mkdtemp(dir))
 		die("mkdtemp");
 	make_image();
+	_cleanup_close_ int held = writer ? open(image_path, O_RDWR | O_CLOEXEC) : -1;
 	pin(cpu); /* the server, its one pager and the clients inherit it */
 	pid_t server = start_server(faultline);
 	if (run("'%s' template add base --memory '%s' --run-dir '%s' >/dev/null", faultline, image_path, dir) != 0)
