@@ -317,13 +317,15 @@ static bool supply_mapped(struct pager *pager, struct session *s, uint64_t page,
 {
 	struct source *source = s->template->source;
 
-	atomic_store(&pager->leasing.busy, true);
-	bool leased = atomic_load(&source->leased);
-	if (leased)
-		*ret = guest_memory_supply(s->memory, page, 1, bytes);
-	atomic_store_explicit(&pager->leasing.busy, false, memory_order_release);
-	if (leased)
-		return true;
+	if (atomic_load_explicit(&source->leased, memory_order_relaxed)) {
+		atomic_store(&pager->leasing.busy, true);
+		bool leased = atomic_load(&source->leased); /* still, now that keeper_break would wait for us? */
+		if (leased)
+			*ret = guest_memory_supply(s->memory, page, 1, bytes);
+		atomic_store_explicit(&pager->leasing.busy, false, memory_order_release);
+		if (leased)
+			return true;
+	}
 
 	/* Where inotify tells of changes a first look is not worth its system call. */
 	if (!atomic_load_explicit(&source->guarded, memory_order_relaxed) && !source_intact(source, size, offset)) {
@@ -456,7 +458,7 @@ static bool keep_nonblocking(struct session *s)
 	return true;
 }
 
-/* Serves one batch. True: it was a full one, and there may be more. */
+/* Serves one batch, with the gate held since it was read. True: it was a full one, and there may be more. */
 static bool serve_batch(struct pager *pager, struct session *s)
 {
 	struct uffd_msg messages[BATCH_MESSAGES];
@@ -476,7 +478,6 @@ static bool serve_batch(struct pager *pager, struct session *s)
 	}
 
 	atomic_fetch_add_explicit(&s->memory->demands, 1, memory_order_relaxed);
-	guest_memory_enter(s->memory);
 	if (s->deferred_count > 0)
 		retry_deferred(pager, s);
 	for (int i = 0; i < n && !s->ended; i++) {

@@ -307,19 +307,19 @@ int guest_memory_read(struct guest_memory *memory, struct uffd_msg *messages, si
 			if (r < 0)
 				failed = r;
 		}
-	pthread_rwlock_unlock(&memory->gate);
-
 	if (events) {
 		pthread_mutex_lock(&memory->event_lock);
 		memory->events_read++;
 		pthread_cond_broadcast(&memory->event_read);
 		pthread_mutex_unlock(&memory->event_lock);
 	}
+	if (got > 0 && !failed)
+		return (int)got;
+
+	pthread_rwlock_unlock(&memory->gate);
 	if (failed)
 		return failed;
-	if (error == EAGAIN || error == EINTR)
-		return 0;
-	return error ? -error : (int)got;
+	return error == EAGAIN || error == EINTR ? 0 : -error;
 }
 
 uint64_t guest_memory_events(struct guest_memory *memory)

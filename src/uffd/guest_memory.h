@@ -81,8 +81,8 @@ struct supply guest_memory_poison(struct guest_memory *memory, uint64_t page);
 /*
  * Reads up to COUNT messages and applies the events among them, with the gate held exclusively; the faults are the caller's to serve.
  * FORK: the child is not served. Its absent pages are poisoned, its descriptor is closed and -1 in the message; where the kernel
- * can't poison, the descriptor stays open, or the child would read zeros, and is the caller's. Messages read (0: none there), or
- * negative errno.
+ * can't poison, the descriptor stays open, or the child would read zeros, and is the caller's. Messages read, and then the gate is
+ * still held, until guest_memory_leave; 0: none there; or negative errno.
  */
 int guest_memory_read(struct guest_memory *memory, struct uffd_msg *messages, size_t count);
 
