@@ -258,6 +258,8 @@ int main(int argc, char **argv)
 		die("mkdtemp");
 	make_image();
 	_cleanup_close_ int held = writer ? open(image_path, O_RDWR | O_CLOEXEC) : -1;
+	if (writer && held < 0)
+		die(image_path);
 	pin(cpu); /* the server, its one pager and the clients inherit it */
 	pid_t server = start_server(faultline);
 	if (run("'%s' template add base --memory '%s' --run-dir '%s' >/dev/null", faultline, image_path, dir) != 0)
