@@ -97,8 +97,10 @@ static int copy_absent(struct prefetch_job *job, uint64_t page, uint64_t pages, 
 		return 0;
 	}
 	*ret = guest_memory_supply_held(memory, page, pages, bytes->data);
-	if (ret->copied > 0 && !source_intact(job->source, bytes->length, bytes->offset))
+	if (ret->copied > 0 && !source_intact(job->source, bytes->length, bytes->offset)) {
+		job->lost(job);
 		return -ESTALE;
+	}
 	guest_memory_wake(memory, page, pages);
 	return 0;
 }

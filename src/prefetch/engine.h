@@ -19,8 +19,13 @@ struct prefetch_job {
 	struct guest_memory *memory;
 	struct source *source;
 	/*
-	 * On a worker, when the job has ended: 0; -ESRCH the VMM is ending; -ECANCELED the engine stops; -ESTALE the image was cut short
-	 * while pages were copied from it, and one of them may have got zeros: the fork is lost; else what failed. The job is the maker's again.
+	 * On a worker, with the gate held so that nobody wakes a waiter first: the image was cut short while pages were copied from
+	 * it, and one of them may have got zeros. The fork is lost; the job ends with -ESTALE.
+	 */
+	void (*lost)(struct prefetch_job *job);
+	/*
+	 * On a worker, when the job has ended: 0; -ESRCH the VMM is ending; -ECANCELED the engine stops; -ESTALE see above; else what
+	 * failed. The job is the maker's again.
 	 */
 	void (*done)(struct prefetch_job *job, int result);
 	void *data;

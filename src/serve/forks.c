@@ -50,7 +50,7 @@ struct fork *server_find_fork(struct server *server, const char *id)
 	return NULL;
 }
 
-static int unknown(const char *id, struct error *err)
+int fork_unknown(const char *id, struct error *err)
 {
 	return error_set(err, -ENOENT, "fork_unknown",
 			 "there is no fork '%.80s': 'faultline fork list' shows those there are", id);
@@ -71,11 +71,6 @@ void fork_set_error(struct fork *fork, const char *message)
 static uint64_t since(const struct fork *fork, uint64_t ns)
 {
 	return ns ? ns - fork->created_ns : 0;
-}
-
-static uint64_t load(const _Atomic uint64_t *counter)
-{
-	return atomic_load_explicit(counter, memory_order_relaxed);
 }
 
 static void fill_session_info(const struct fork *fork, struct fork_info *ret)
@@ -436,7 +431,7 @@ int server_fork_get(struct server *server, const char *id, struct fork_info *ret
 	const struct fork *fork = server_find_fork(server, id);
 
 	if (!fork)
-		return unknown(id, err);
+		return fork_unknown(id, err);
 	fill_info(fork, ret);
 	return 0;
 }
@@ -506,7 +501,7 @@ int server_fork_wait(struct server *server, const char *id, enum fork_milestone 
 		struct fork *fork = server_find_fork(server, id);
 
 		if (!fork && serial == 0)
-			return unknown(id, err);
+			return fork_unknown(id, err);
 		if (!fork || (serial && fork->serial != serial))
 			return error_set(err, -ENOENT, "fork_removed", "fork '%s' was removed before it was %s", id,
 					 names[milestone]);
@@ -536,7 +531,7 @@ int server_fork_ready(struct server *server, const char *id, struct fork_info *r
 	struct fork *fork = server_find_fork(server, id);
 
 	if (!fork)
-		return unknown(id, err);
+		return fork_unknown(id, err);
 	if (fork->state == FORK_WAITING)
 		return error_set(err, -ENOTCONN, "not_connected",
 				 "no VMM has connected to fork '%s' yet, so it cannot be ready", id);
@@ -626,7 +621,7 @@ int server_fork_hot_list(struct server *server, const char *id, struct hotlist *
 	const struct fork *fork = server_find_fork(server, id);
 
 	if (!fork)
-		return unknown(id, err);
+		return fork_unknown(id, err);
 	if (!fork->record)
 		return error_set(err, -EINVAL, "not_recorded",
 				 "fork '%s' is not recorded: create it with --record to have a hot list of it", id);

@@ -125,6 +125,12 @@ struct server {
 	void *on_stop_data;
 };
 
+/* A counter that another thread writes. */
+static inline uint64_t load(const _Atomic uint64_t *counter)
+{
+	return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
 /* All of these with server->lock held. */
 
 /* server.c */
@@ -142,6 +148,8 @@ void server_load_templates(struct server *server);
 
 /* forks.c */
 struct fork *server_find_fork(struct server *server, const char *id);
+/* The error for an id that no fork has; -ENOENT. */
+int fork_unknown(const char *id, struct error *err);
 void fork_set_error(struct fork *fork, const char *message);
 /* The VMM has ended. */
 void fork_end(struct server *server, struct fork *fork);

@@ -31,11 +31,6 @@ static void request_free(struct prefetch_request *request)
 	free(request);
 }
 
-static uint64_t load(const _Atomic uint64_t *counter)
-{
-	return atomic_load_explicit(counter, memory_order_relaxed);
-}
-
 static int make_plan(const char *path, const struct guest_memory *memory, struct plan **ret, struct error *err)
 {
 	_cleanup_hotlist_ struct hotlist *list = NULL;
@@ -76,16 +71,21 @@ static void describe_failure(const struct prefetch_request *request, int result,
 		snprintf(text, size, "%s", strerror(-result));
 }
 
+static void lost(struct prefetch_job *job)
+{
+	struct prefetch_request *request = (struct prefetch_request *)job;
+
+	session_stop_vmm(request->session,
+			 "its template's image '%s' was cut short while pages were copied from it: one may be wrong",
+			 request->session->template->memory);
+}
+
 static void done(struct prefetch_job *job, int result)
 {
 	struct prefetch_request *request = (struct prefetch_request *)job;
 	struct server *server = request->server;
 	struct fork *fork;
 
-	if (result == -ESTALE)
-		session_stop_vmm(request->session,
-				 "its template's image '%s' was cut short while pages were copied from it: one may be wrong",
-				 request->session->template->memory);
 	pthread_mutex_lock(&server->lock);
 	for (fork = server->forks; fork && fork->serial != request->serial; fork = fork->next)
 		;
@@ -131,6 +131,7 @@ static struct prefetch_request *request_new(struct server *server, struct fork *
 	request->job.memory = fork->session->memory;
 	request->job.source = fork->session->template->source;
 	request->job.prepare = prepare;
+	request->job.lost = lost;
 	request->job.done = done;
 	return request;
 }
@@ -158,8 +159,7 @@ void fork_start_prefetch(struct server *server, struct fork *fork)
 static int check_can_prefetch(const struct fork *fork, const char *id, struct error *err)
 {
 	if (!fork)
-		return error_set(err, -ENOENT, "fork_unknown",
-				 "there is no fork '%.80s': 'faultline fork list' shows those there are", id);
+		return fork_unknown(id, err);
 	if (fork->state == FORK_WAITING)
 		return error_set(err, -ENOTCONN, "not_connected",
 				 "no VMM has connected to fork '%s' yet: prefetch after 'fork wait %s --for connected', or say "

@@ -20,7 +20,6 @@
 #define BITS	       64
 
 struct resident_view {
-	int fd;
 	uint64_t size;
 	uint64_t page_size;
 	uint64_t pages;
@@ -58,7 +57,6 @@ struct resident_view *resident_view_new(int fd, uint64_t size)
 	}
 	/* Faults in it are ours alone, and each page is wanted for itself. */
 	madvise(address, size, MADV_RANDOM);
-	view->fd = fd;
 	view->size = size;
 	view->page_size = page_size;
 	view->pages = pages;
