@@ -19,20 +19,15 @@ static uint64_t upper_edge(unsigned b)
 	return (1ull << exponent) + (sub + 1) * unit - 1;
 }
 
-/* One writer: no read-modify-write instruction is needed, only that readers see whole numbers. */
-static void bump(_Atomic uint64_t *counter, uint64_t n)
-{
-	atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n, memory_order_relaxed);
-}
-
 void histogram_add(struct histogram *h, uint64_t ns)
 {
-	_Atomic uint32_t *bucket = &h->buckets[bucket_of(ns)];
+	uint64_t max = atomic_load_explicit(&h->max, memory_order_relaxed);
 
-	atomic_store_explicit(bucket, atomic_load_explicit(bucket, memory_order_relaxed) + 1, memory_order_relaxed);
-	bump(&h->sum, ns);
-	if (ns > atomic_load_explicit(&h->max, memory_order_relaxed))
-		atomic_store_explicit(&h->max, ns, memory_order_relaxed);
+	atomic_fetch_add_explicit(&h->buckets[bucket_of(ns)], 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&h->sum, ns, memory_order_relaxed);
+	while (ns > max &&
+	       !atomic_compare_exchange_weak_explicit(&h->max, &max, ns, memory_order_relaxed, memory_order_relaxed))
+		;
 }
 
 uint64_t histogram_percentile(const struct histogram *h, unsigned permille)

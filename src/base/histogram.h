@@ -1,4 +1,4 @@
-/* Durations in log-linear buckets: eight to each power of two, so that a percentile is at most 12 % off. One writer, any readers. */
+/* Durations in log-linear buckets: eight to each power of two, so that a percentile is at most 12 % off. Any thread may add and read. */
 #pragma once
 
 #include <stdatomic.h>

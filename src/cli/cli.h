@@ -1,4 +1,4 @@
-/* What subcommands share. Each cli_* main gets argv with its own name first and returns the process's exit code. */
+/* What subcommands share: exit codes, and what they print. Their list is in commands.h. */
 #pragma once
 
 #include <jansson.h>
@@ -16,11 +16,6 @@ enum exit_code {
 	EXIT_UNKNOWN = 4,   /* no such template or fork */
 	EXIT_TIMEOUT = 5,   /* fork wait */
 };
-
-int cli_serve(int argc, char **argv);
-int cli_template(int argc, char **argv);
-int cli_fork(int argc, char **argv);
-int cli_hotlist(int argc, char **argv);
 
 /* Prints "faultline: …" to stderr. */
 void cli_error(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -84,3 +84,12 @@ double client_number(const json_t *object, const char *name)
 {
 	return json_number_value(json_object_get(object, name));
 }
+
+void client_print_names(const json_t *array, const char *key)
+{
+	const json_t *object;
+	size_t i;
+
+	json_array_foreach(array, i, object)
+		puts(client_string(object, key, ""));
+}

@@ -34,6 +34,9 @@ int client_fail(const struct client_call *call);
 /* Prints the answer as it came. Returns the exit code. */
 int client_print_reply(const struct client_call *call);
 
+/* The member KEY of each object in ARRAY, one a line: for scripts and for completion. */
+void client_print_names(const json_t *array, const char *key);
+
 /* A member of an answer; FALLBACK, or 0, where it is null or missing. */
 const char *client_string(const json_t *object, const char *name, const char *fallback);
 double client_number(const json_t *object, const char *name);

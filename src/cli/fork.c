@@ -7,6 +7,7 @@
 
 #include "cli/cli.h"
 #include "cli/client.h"
+#include "cli/commands.h"
 #include "cli/fork_print.h"
 #include "cli/options.h"
 #include "hotlist/hotlist.h"
@@ -61,11 +62,17 @@ static int run_create(const struct cli_args *args)
 	return finish_with(&call, client_call(&call, "POST", "/v1/forks", API_TIMEOUT_S), fork_print_socket);
 }
 
+static void print_ids(const json_t *reply)
+{
+	client_print_names(json_object_get(reply, "forks"), "id");
+}
+
 static int run_list(const struct cli_args *args)
 {
 	_cleanup_client_call_ struct client_call call = { .args = args };
 
-	return finish_with(&call, client_call(&call, "GET", "/v1/forks", API_TIMEOUT_S), fork_print_list);
+	return finish_with(&call, client_call(&call, "GET", "/v1/forks", API_TIMEOUT_S),
+			   cli_value(args, "names") ? print_ids : fork_print_list);
 }
 
 static int run_show(const struct cli_args *args)
@@ -76,17 +83,8 @@ static int run_show(const struct cli_args *args)
 			   fork_print);
 }
 
-static bool is_one_of(const char *word, const char *const *words)
-{
-	for (; *words; words++)
-		if (!strcmp(*words, word))
-			return true;
-	return false;
-}
-
 static int run_wait(const struct cli_args *args)
 {
-	static const char *const milestones[] = { "connected", "prefetched", "ready", "gone", NULL };
 	_cleanup_client_call_ struct client_call call = { .args = args };
 	const char *milestone = cli_value(args, "for"), *timeout = cli_value(args, "timeout");
 	double seconds = WAIT_DEFAULT_S;
@@ -94,9 +92,6 @@ static int run_wait(const struct cli_args *args)
 
 	if (!milestone)
 		return cli_usage_error(args, "--for MILESTONE is missing");
-	if (!is_one_of(milestone, milestones))
-		return cli_usage_error(args, "--for is 'connected', 'prefetched', 'ready' or 'gone', not '%s'",
-				       milestone);
 	if (timeout) {
 		char *end;
 
@@ -142,19 +137,6 @@ static int run_remove(const struct cli_args *args)
 	return EXIT_OK;
 }
 
-/* Words of the command line go into the query as they are: only those that the API knows get that far. */
-static int check_hot_list_words(const struct cli_args *args, const char *from, const char *format)
-{
-	static const char *const sources[] = { "loop", "best", NULL };
-	static const char *const formats[] = { "hpl1", "json", "csv", NULL };
-
-	if (!is_one_of(from, sources))
-		return cli_usage_error(args, "--from is 'loop' or 'best', not '%s'", from);
-	if (!is_one_of(format, formats))
-		return cli_usage_error(args, "--format is 'hpl1', 'json' or 'csv', not '%s'", format);
-	return EXIT_OK;
-}
-
 static int run_hot_list(const struct cli_args *args)
 {
 	_cleanup_client_call_ struct client_call call = { .args = args };
@@ -164,10 +146,8 @@ static int run_hot_list(const struct cli_args *args)
 
 	if (!output)
 		return cli_usage_error(args, "-o FILE is missing ('-' is standard output)");
-	int exit_code = check_hot_list_words(args, from, format);
-	if (exit_code != EXIT_OK)
-		return exit_code;
 
+	/* The table of options lets only words through that may stand in a query as they are. */
 	snprintf(suffix, sizeof suffix, "/hot-list?from=%s&format=%s", from, format);
 	if (client_call_named(&call, "GET", "/v1/forks/", args->arguments[0], suffix, API_TIMEOUT_NONE) < 0)
 		return client_fail(&call);
@@ -179,30 +159,58 @@ static int run_hot_list(const struct cli_args *args)
 }
 
 static const struct cli_option create_options[] = {
-	{ "id", 0, "ID", "its id (default: the server makes one up)" },
-	{ "record", 0, NULL, "keep the pages that demand faults are served with, for a hot list" },
-	{ "prefetch", 0, "MODE", "eager: all of the hot list before the VM runs; off: none" },
-	{ "hot-list", 0, "LIST", "what to prefetch (default: the template's own list)" },
-	{ "dir", 0, "DIR", "where its socket is made (default: the run directory)" },
-	{ "uid", 0, "UID", "the user besides root who may connect, and who gets the socket (default: the server's)" },
+	{ .name = "id", .value = "ID", .help = "its id (default: the server makes one up)", .complete = "" },
+	{ .name = "record", .help = "keep the pages that demand faults are served with, for a hot list" },
+	{ .name = "prefetch",
+	  .value = "MODE",
+	  .help = "eager: all of the hot list before the VM runs; off: none",
+	  .words = "off eager",
+	  .manual = "The VM is held back by whoever starts it: 'faultline fork wait ID --for prefetched' returns when the pages are "
+		    "there." },
+	{ .name = "hot-list", .value = "LIST", .help = "what to prefetch (default: the template's own list)" },
+	{ .name = "dir", .value = "DIR", .help = "where its socket is made (default: the run directory)" },
+	{ .name = "uid",
+	  .value = "UID",
+	  .help = "the user besides root who may connect, and who gets the socket (default: the server's)" },
+	{ 0 },
+};
+
+static const struct cli_option list_options[] = {
+	{ .name = "names", .help = "print the ids alone, one a line" },
 	{ 0 },
 };
 
 static const struct cli_option wait_options[] = {
-	{ "for", 0, "MILESTONE", "connected, prefetched, ready or gone" },
-	{ "timeout", 0, "S", "give up after S seconds, with exit status 5 (default: 30)" },
+	{ .name = "for",
+	  .value = "MILESTONE",
+	  .help = "connected, prefetched, ready or gone",
+	  .words = "connected prefetched ready gone" },
+	{ .name = "timeout",
+	  .value = "S",
+	  .help = "give up after S seconds, with exit status 5 (default: 30)",
+	  .manual = "At most a day; 0 asks once." },
 	{ 0 },
 };
 
 static const struct cli_option remove_options[] = {
-	{ "force", 0, NULL, "a live one too: its VMM is killed first" },
+	{ .name = "force", .help = "a live one too: its VMM is killed first" },
 	{ 0 },
 };
 
 static const struct cli_option hot_list_options[] = {
-	{ "output", 'o', "FILE", "where the list goes, replaced as a whole or not at all; '-' is standard output" },
-	{ "from", 0, "SOURCE", "loop: what the fault loop recorded; best: the best recording there is (default)" },
-	{ "format", 0, "FORMAT", "hpl1 (default), json or csv" },
+	{ .name = "output",
+	  .letter = 'o',
+	  .value = "FILE",
+	  .help = "where the list goes, replaced as a whole or not at all; '-' is standard output" },
+	{ .name = "from",
+	  .value = "SOURCE",
+	  .help = "loop: what the fault loop recorded; best: the best recording there is (default)",
+	  .words = "loop best" },
+	{ .name = "format",
+	  .value = "FORMAT",
+	  .help = "hpl1 (default), json or csv",
+	  .words = "hpl1 json csv",
+	  .manual = "HPL1 is sorted by region and offset; JSON and CSV keep the order in which pages were served." },
 	{ 0 },
 };
 
@@ -211,27 +219,74 @@ static const char create_details[] =
 	"where it names a hot list, or where its template has one and it doesn't record.";
 
 static const struct cli_action actions[] = {
-	{ "create", "TEMPLATE", "expect a VM restored from TEMPLATE; prints its socket's path", create_details,
-	  create_options, run_create, true },
-	{ "list", "", "all forks, oldest first", NULL, NULL, run_list, true },
-	{ "show", "ID", "one fork with its counters", NULL, NULL, run_show, true },
-	{ "wait", "ID", "wait until a fork is connected, prefetched, ready or gone", NULL, wait_options, run_wait, true },
-	{ "ready", "ID", "say that the guest is ready: recording stops there", NULL, NULL, run_ready, true },
-	{ "prefetch", "ID LIST", "supply the list's pages now, and wait until they are there", NULL, NULL, run_prefetch,
-	  true },
-	{ "remove", "ID", "forget a fork; an unknown one is fine", NULL, remove_options, run_remove, true },
-	{ "hot-list", "ID", "save what was recorded", NULL, hot_list_options, run_hot_list, true },
+	{ .name = "create",
+	  .arguments = "TEMPLATE",
+	  .summary = "expect a VM restored from TEMPLATE; prints its socket's path",
+	  .details = create_details,
+	  .options = create_options,
+	  .run = run_create,
+	  .client = true,
+	  .manual =
+		  "A recording has none of the pages that were prefetched, so that a warm-up fork is better off without." },
+	{ .name = "list",
+	  .arguments = "",
+	  .summary = "all forks, oldest first",
+	  .options = list_options,
+	  .run = run_list,
+	  .client = true },
+	{ .name = "show", .arguments = "ID", .summary = "one fork with its counters", .run = run_show, .client = true },
+	{ .name = "wait",
+	  .arguments = "ID",
+	  .summary = "wait until a fork is connected, prefetched, ready or gone",
+	  .options = wait_options,
+	  .run = run_wait,
+	  .client = true,
+	  .manual = "Returns as soon as the fork has got there, or can't get there any more." },
+	{ .name = "ready",
+	  .arguments = "ID",
+	  .summary = "say that the guest is ready: recording stops there",
+	  .run = run_ready,
+	  .client = true,
+	  .manual = "Those who wait for it go on. It may be said again." },
+	{ .name = "prefetch",
+	  .arguments = "ID LIST",
+	  .summary = "supply the list's pages now, and wait until they are there",
+	  .run = run_prefetch,
+	  .client = true,
+	  .manual = "The whole list is checked against the fork's memory before the first page is supplied. A list that is empty, or "
+		    "doesn't exist, is a success." },
+	{ .name = "remove",
+	  .arguments = "ID",
+	  .summary = "forget a fork; an unknown one is fine",
+	  .options = remove_options,
+	  .run = run_remove,
+	  .client = true,
+	  .manual = "A fork whose VMM lives is refused, since its guest would hang, unless --force has the VMM killed." },
+	{ .name = "hot-list",
+	  .arguments = "ID",
+	  .summary = "save what was recorded",
+	  .options = hot_list_options,
+	  .run = run_hot_list,
+	  .client = true,
+	  .manual = "Also of a fork that is gone." },
 	{ 0 },
 };
 
-int cli_fork(int argc, char **argv)
-{
-	static const struct cli_command command = {
-		.name = "fork",
-		.summary = "Forks: VMs that are restored from a template, and get their pages from the server.",
-		.details = "Ids have 1 to 64 of A-Z a-z 0-9 . _ - and start with neither '.' nor '-'.",
-		.actions = actions,
-	};
-
-	return cli_run(&command, argc, argv);
-}
+const struct cli_command fork_command = {
+	.name = "fork",
+	.summary = "Forks: VMs that are restored from a template, and get their pages from the server.",
+	.details = "Ids have 1 to 64 of A-Z a-z 0-9 . _ - and start with neither '.' nor '-'.",
+	.actions = actions,
+	.brief = "VMs that are restored from a template",
+	.manual = "A fork is created before its VMM is started, since the VMM needs the path of its socket. It is waiting until the VMM "
+		  "has connected, then connected, ready once somebody has said so, and gone when its VMM has ended.\n\n"
+		  "What is known of a fork that is gone stays until it is removed.\n\n"
+		  "Relative paths mean the working directory of the command, not the server's.",
+	.examples = "A warm-up fork, whose first touches become a list:\n\n"
+		    "    socket=$(faultline fork create base --id warm --record)\n"
+		    "    start-the-vmm --uffd-socket \"$socket\" &\n"
+		    "    faultline fork wait warm --for gone --timeout 600\n"
+		    "    faultline fork hot-list warm -o base.hpl1\n\n"
+		    "A fork that gets these pages before it runs:\n\n"
+		    "    socket=$(faultline fork create base --id a1 --prefetch eager --hot-list base.hpl1)",
+};

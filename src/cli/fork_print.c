@@ -54,6 +54,18 @@ static void print_moment(const char *label, const json_t *fork, const char *name
 		print_time(label, fork, name, 1);
 }
 
+static void print_pagers(const json_t *fork)
+{
+	const json_t *cpu;
+	size_t i;
+
+	json_array_foreach(json_object_get(fork, "pager_cpus"), i, cpu)
+		printf(i ? ", %" JSON_INTEGER_FORMAT : "pagers on CPUs      %" JSON_INTEGER_FORMAT,
+		       json_integer_value(cpu));
+	if (i > 0)
+		printf("\n");
+}
+
 static void print_regions(const json_t *fork)
 {
 	const json_t *region;
@@ -84,8 +96,7 @@ void fork_print(const json_t *fork)
 		print_count("pid", fork, "pid");
 		print_text("handshake", fork, "handshake");
 	}
-	if (!json_is_null(json_object_get(fork, "pager_cpu")))
-		print_count("pager on CPU", fork, "pager_cpu");
+	print_pagers(fork);
 	print_regions(fork);
 	print_moment("connected after", fork, "connected_ms");
 	print_moment("ready after", fork, "ready_ms");

@@ -2,13 +2,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "cli/cli.h"
+#include "cli/commands.h"
 #include "cli/hotlist.h"
 #include "cli/options.h"
 #include "hotlist/hotlist.h"
@@ -337,32 +337,41 @@ static int run_diff(const struct cli_args *args)
 
 /* ---- the table ---- */
 
-#define LIMIT_OPTION                                                                       \
-	{                                                                                  \
-		"limit", 0, "N", "pages to print, or 'all' (default: 20; with --json all)" \
+#define LIMIT_OPTION                                                                                              \
+	{                                                                                                         \
+		.name = "limit", .value = "N", .help = "pages to print, or 'all' (default: 20; with --json all)", \
+		.complete = "all"                                                                                 \
 	}
-#define JSON_OPTION                                                         \
-	{                                                                   \
-		"json", 0, NULL, "print JSON, and errors as JSON on stderr" \
+#define JSON_OPTION                                                                \
+	{                                                                          \
+		.name = "json", .help = "print JSON, and errors as JSON on stderr" \
 	}
 
 static const struct cli_option show_options[] = {
 	LIMIT_OPTION,
-	{ "page-size", 0, "SIZE", "size of a page, for sums and neighbours (default: 4096; '2M' on hugetlbfs)" },
+	{ .name = "page-size",
+	  .value = "SIZE",
+	  .help = "size of a page, for sums and neighbours (default: 4096; '2M' on hugetlbfs)",
+	  .complete = "4096 2M" },
 	JSON_OPTION,
 	{ 0 },
 };
 
 static const struct cli_option convert_options[] = {
-	{ "to", 't', "FORMAT", "hpl1, json or csv" },
+	{ .name = "to", .letter = 't', .value = "FORMAT", .help = "hpl1, json or csv", .words = "hpl1 json csv" },
 	{ 0 },
 };
 
 static const struct cli_option diff_options[] = { LIMIT_OPTION, JSON_OPTION, { 0 } };
 
 static const struct cli_option verify_options[] = {
-	{ "template", 0, "NAME|IMAGE", "a template of the server, or the path of a memory image" },
-	{ "regions", 0, "SPEC", "the VMM's memory regions, as above (default: one that covers the whole image)" },
+	{ .name = "template",
+	  .value = "NAME|IMAGE",
+	  .help = "a template of the server, or the path of a memory image",
+	  .complete = "@template @file" },
+	{ .name = "regions",
+	  .value = "SPEC",
+	  .help = "the VMM's memory regions, as above (default: one that covers the whole image)" },
 	{ 0 },
 };
 
@@ -411,18 +420,19 @@ static const struct cli_action actions[] = {
 	{ 0 },
 };
 
-static const struct cli_command command = {
+const struct cli_command hotlist_command = {
 	.name = "hotlist",
 	.summary = "Looks at hot lists, and converts, compares and verifies them.",
 	.details =
 		"A list is a file in any format (hpl1, json, csv; it is seen from the content), or '-' for standard input.\n"
 		"A file that does not exist is an empty list.",
 	.actions = actions,
+	.brief = "files of hot pages",
+	.manual = "A hot list names the pages that forks of a template touch, so that the next fork can have them before it asks. "
+		  "Only verify with the name of a template asks a server.",
+	.examples = "    faultline hotlist show base.hpl1 --limit 5\n\n"
+		    "    faultline hotlist convert base.hpl1 - --to csv | head\n\n"
+		    "    faultline hotlist verify base.hpl1 --template /images/base.mem --regions 3G,1G",
+	.exit_status = "The action diff has the statuses of diff(1): 0 the same pages, 1 different ones, 2 trouble.",
+	.see_also = "diff(1)",
 };
-
-int cli_hotlist(int argc, char **argv)
-{
-	/* A limit on file sizes (ulimit -f) shall be an error that is reported and cleaned up after, not a death. */
-	signal(SIGXFSZ, SIG_IGN);
-	return cli_run(&command, argc, argv);
-}

@@ -1,55 +1,46 @@
 /* faultline: finds the subcommand and hands over. */
 #include <locale.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "cli/cli.h"
+#include "cli/commands.h"
 #include "cli/options.h"
 
-struct subcommand {
-	const char *name;
-	int (*run)(int argc, char **argv);
-	const char *summary;
-};
-
-static const struct subcommand subcommands[] = {
-	{ "serve", cli_serve, "run the page server" },
-	{ "template", cli_template, "memory images that forks start from: add, list, show, remove" },
-	{ "fork", cli_fork, "VMs that are restored from a template: create, list, show, wait, ready, prefetch, ..." },
-	{ "hotlist", cli_hotlist, "files of hot pages: show, convert, verify, diff" },
-};
-
-#define SUBCOMMAND_COUNT (sizeof subcommands / sizeof *subcommands)
+#define COMMANDS_MAX 32
 
 static int print_help(void)
 {
 	printf("Usage: faultline COMMAND [ARGUMENT...] [OPTION...]\n\n"
 	       "A userfaultfd page server for microVM snapshot forks.\n\nCommands:\n");
-	for (size_t i = 0; i < SUBCOMMAND_COUNT; i++)
-		printf("  %-12s%s\n", subcommands[i].name, subcommands[i].summary);
+	for (const struct cli_command *const *c = cli_commands; *c; c++) {
+		printf("  %-12s%s", (*c)->name, (*c)->brief);
+		for (const struct cli_action *a = (*c)->actions; a->name && a->name[0]; a++)
+			printf("%s%s", a == (*c)->actions ? ": " : ", ", a->name);
+		putchar('\n');
+	}
 	printf("\nOptions:\n"
 	       "  --help      print this; 'faultline COMMAND --help' describes a command\n"
 	       "  --version   print the version\n"
-	       "\nExit status:\n"
-	       "  0  done\n"
-	       "  1  failed; the message says why\n"
-	       "  2  the command line is wrong\n"
-	       "  3  no server answers in the run directory\n"
-	       "  4  there is no such template or fork\n"
-	       "  5  what was waited for did not come in time\n"
-	       "\nEnvironment:\n"
-	       "  FAULTLINE_RUN_DIR   the run directory where --run-dir isn't given\n");
+	       "\nExit status:\n");
+	for (const struct cli_exit_status *s = cli_exit_statuses; s->meaning; s++)
+		printf("  %d  %s\n", s->code, s->meaning);
+	printf("\nEnvironment:\n");
+	for (const struct cli_variable *v = cli_environment; v->name; v++)
+		printf("  %-20s%s\n", v->name, v->meaning);
 	return cli_finish_output();
 }
 
 static int unknown_command(const char *word)
 {
-	const char *names[SUBCOMMAND_COUNT];
+	const char *names[COMMANDS_MAX];
+	size_t count = 0;
 
-	for (size_t i = 0; i < SUBCOMMAND_COUNT; i++)
-		names[i] = subcommands[i].name;
+	for (const struct cli_command *const *c = cli_commands; *c && count < COMMANDS_MAX; c++)
+		names[count++] = (*c)->name;
 
-	const char *nearest = cli_nearest(word, names, SUBCOMMAND_COUNT);
+	const char *nearest = cli_nearest(word, names, count);
 	const char *kind = word[0] == '-' ? "option" : "command";
 
 	if (nearest)
@@ -63,6 +54,8 @@ int main(int argc, char **argv)
 {
 	/* Characters only: numbers stay as JSON and CSV write them. */
 	setlocale(LC_CTYPE, "");
+	/* A limit on file sizes (ulimit -f) shall be an error that is reported and cleaned up after, not a death. */
+	signal(SIGXFSZ, SIG_IGN);
 
 	if (argc < 2) {
 		cli_error("a command is missing; see 'faultline --help'");
@@ -74,8 +67,8 @@ int main(int argc, char **argv)
 		printf("faultline %s\n", FAULTLINE_VERSION);
 		return cli_finish_output();
 	}
-	for (size_t i = 0; i < SUBCOMMAND_COUNT; i++)
-		if (!strcmp(argv[1], subcommands[i].name))
-			return subcommands[i].run(argc - 1, argv + 1);
+	for (const struct cli_command *const *c = cli_commands; *c; c++)
+		if (!strcmp(argv[1], (*c)->name))
+			return cli_run(*c, argc - 1, argv + 1);
 	return unknown_command(argv[1]);
 }

@@ -9,16 +9,33 @@
 
 #include "cli/cli.h"
 
-static const struct cli_option client_options[] = {
+const struct cli_option cli_client_options[] = {
 	{ "run-dir", 0, "DIR", "where the server is (default: $FAULTLINE_RUN_DIR, or else /run/faultline)" },
 	{ "json", 0, NULL, "print the API's JSON, and errors as JSON on stderr" },
 	{ 0 },
 };
 
-static const struct cli_option help_options[] = {
+const struct cli_option cli_help_options[] = {
 	{ "help", 'h', NULL, "print this" },
 	{ 0 },
 };
+
+const char *cli_completion(const char *name)
+{
+	static const struct {
+		const char *name, *offer;
+	} offers[] = {
+		{ "FILE", "@file" },	     { "LIST", "@file" }, { "IMAGE", "@file" }, { "IN", "@file" },
+		{ "OUT", "@file" },	     { "A", "@file" },	  { "B", "@file" },	{ "DIR", "@dir" },
+		{ "TEMPLATE", "@template" }, { "ID", "@fork" },
+	};
+
+	for (size_t i = 0; i < sizeof offers / sizeof *offers; i++)
+		if (strlen(offers[i].name) == strcspn(name, ".") &&
+		    !strncmp(name, offers[i].name, strlen(offers[i].name)))
+			return offers[i].offer;
+	return "";
+}
 
 /* ---- finding names ---- */
 
@@ -114,7 +131,7 @@ static bool takes_next_word(const struct cli_command *command, const char *word)
 	if (!strncmp(word, "--", 2)) {
 		if (strchr(word, '='))
 			return false;
-		const struct cli_option *option = find_option(client_options, word + 2, strlen(word + 2));
+		const struct cli_option *option = find_option(cli_client_options, word + 2, strlen(word + 2));
 		for (const struct cli_action *a = command->actions; !option && a->name; a++)
 			option = find_option(a->options, word + 2, strlen(word + 2));
 		return option && option->value;
@@ -171,8 +188,8 @@ static void print_all_options(const struct cli_action *action)
 	printf("\nOptions, anywhere on the line:\n");
 	print_options(action->options);
 	if (action->client)
-		print_options(client_options);
-	print_options(help_options);
+		print_options(cli_client_options);
+	print_options(cli_help_options);
 }
 
 static int print_action_help(const struct cli_command *command, const struct cli_action *action)
@@ -210,7 +227,7 @@ static int print_command_help(const struct cli_command *command)
 		printf("\n%s\n", command->details);
 	if (client) {
 		printf("\nOptions of every action that talks to a server:\n");
-		print_options(client_options);
+		print_options(cli_client_options);
 	}
 	printf("\n'faultline %s ACTION --help' describes an action and its options, 'faultline --help' the exit status.\n",
 	       command->name);
@@ -262,9 +279,9 @@ static int unknown_option(const struct cli_args *args, const char *word)
 
 	for (const struct cli_option *o = args->action->options; o && o->name && count < CLI_OPTIONS_MAX; o++)
 		names[count++] = o->name;
-	for (const struct cli_option *o = client_options; args->action->client && o->name; o++)
+	for (const struct cli_option *o = cli_client_options; args->action->client && o->name; o++)
 		names[count++] = o->name;
-	names[count++] = help_options[0].name;
+	names[count++] = cli_help_options[0].name;
 
 	snprintf(bare, sizeof bare, "%.*s", (int)strcspn(word, "="), word);
 	const char *nearest = !strncmp(bare, "--", 2) ? cli_nearest(bare + 2, names, count) : NULL;
@@ -275,9 +292,9 @@ static int unknown_option(const struct cli_args *args, const char *word)
 
 static void store_value(struct cli_args *args, const struct cli_option *option, const char *value)
 {
-	if (option == &client_options[0])
+	if (option == &cli_client_options[0])
 		args->run_dir = value;
-	else if (option == &client_options[1])
+	else if (option == &cli_client_options[1])
 		args->json = true;
 	else
 		args->values[option - args->action->options] = value ?: "";
@@ -298,8 +315,46 @@ static const struct cli_option *match_option(const struct cli_action *action, co
 	*ret_value = word[2 + length] == '=' ? word + 2 + length + 1 : NULL;
 	option = find_option(action->options, word + 2, length);
 	if (!option && action->client)
-		option = find_option(client_options, word + 2, length);
+		option = find_option(cli_client_options, word + 2, length);
 	return option;
+}
+
+/* "'off', 'eager' or 'stream'". */
+static void list_words(const char *words, char *buffer, size_t size)
+{
+	size_t n = 0;
+
+	buffer[0] = '\0';
+	while (*words && n < size) {
+		size_t length = strcspn(words, " ");
+		const char *rest = words + length + strspn(words + length, " ");
+		const char *separator = n == 0 ? "" : *rest ? ", " : " or ";
+
+		n += (size_t)snprintf(buffer + n, size - n, "%s'%.*s'", separator, (int)length, words);
+		words = rest;
+	}
+}
+
+static bool is_one_of(const char *value, const char *words)
+{
+	while (*words) {
+		size_t length = strcspn(words, " ");
+
+		if (strlen(value) == length && !memcmp(value, words, length))
+			return true;
+		words += length + strspn(words + length, " ");
+	}
+	return false;
+}
+
+static int check_value(const struct cli_args *args, const struct cli_option *option, const char *value)
+{
+	char words[200];
+
+	if (!option->words || is_one_of(value, option->words))
+		return EXIT_OK;
+	list_words(option->words, words, sizeof words);
+	return cli_usage_error(args, "--%s is %s, not '%s'", option->name, words, value);
 }
 
 /* Takes the option at ARGV[*I], and moves *I to its value where that is the next word. Returns EXIT_OK or EXIT_USAGE. */
@@ -317,17 +372,20 @@ static int parse_option(struct cli_args *args, int argc, char **argv, int *i)
 			return cli_usage_error(args, "'%s' needs a value (%s)", word, option->value);
 		value = argv[++*i];
 	}
-	store_value(args, option, value);
-	return EXIT_OK;
+	int exit_code = option->value ? check_value(args, option, value) : EXIT_OK;
+	if (exit_code == EXIT_OK)
+		store_value(args, option, value);
+	return exit_code;
 }
 
+/* Those that must be there: a word in brackets need not. */
 static int count_words(const char *arguments)
 {
 	int n = 0;
 
 	for (const char *p = arguments; *p; p += strspn(p, " ")) {
+		n += *p != '[';
 		p += strcspn(p, " ");
-		n++;
 	}
 	return n;
 }

@@ -1,13 +1,16 @@
 /*
- * Command lines. A subcommand describes its actions in tables; parsing, --help, usage errors and "did you mean" all come
- * from them, so that what a user reads is written once.
+ * Command lines. A subcommand describes its actions in tables; parsing, --help, usage errors, "did you mean", the man pages and the
+ * shells' completion (src/cli/docs/) all come from them, so that what a user reads is written once.
+ *
+ * Text for man pages: paragraphs stand apart by an empty line, and their line ends mean nothing. A paragraph that starts with blanks
+ * is shown as it stands (a command to type), one that starts with "- " is an item of a list.
  */
 #pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
 
-#define CLI_OPTIONS_MAX	  16 /* of one action, those that every action has not counted */
+#define CLI_OPTIONS_MAX	  32 /* of one action, those that every action has not counted */
 #define CLI_ARGUMENTS_MAX 64 /* words that are not options */
 
 struct cli_option {
@@ -15,18 +18,23 @@ struct cli_option {
 	char letter;	   /* its short form; 0: none */
 	const char *value; /* what its value is called in help; NULL: it takes none */
 	const char *help;
+	const char *words;    /* the only values there are: "off eager"; NULL: others too */
+	const char *complete; /* what shells offer for its value, see cli_completion(); NULL: as VALUE's name says */
+	const char *manual;   /* more sentences for the man page; may be NULL */
 };
 
 struct cli_args;
 
 struct cli_action {
 	const char *name;      /* "create"; "" where the subcommand has no actions, and its table has this one row */
-	const char *arguments; /* "ID LIST", in order; all are required, but "IN..." at the end takes one or more */
+	const char *arguments; /* "ID LIST", in order; all are required, but "IN..." at the end takes one or more, "[IN...]" any number */
 	const char *summary;   /* half a sentence for the list of actions */
 	const char *details;   /* more for its own --help; may be NULL */
 	const struct cli_option *options;	 /* ends with a row without a name; may be NULL */
 	int (*run)(const struct cli_args *args); /* returns the process's exit code */
 	bool client;				 /* talks to a server: takes --run-dir and --json too */
+	const char *complete; /* what shells offer for its arguments, word by word: "@fork @file"; NULL: as their names say */
+	const char *manual; /* more paragraphs for the man page; may be NULL */
 };
 
 struct cli_command {
@@ -34,6 +42,13 @@ struct cli_command {
 	const char *summary;		  /* one sentence */
 	const char *details;		  /* more for its --help; may be NULL */
 	const struct cli_action *actions; /* ends with a row without a name */
+	const char *brief; /* what 'faultline --help' and the man page's title say: no sentence, no full stop */
+	/* Of the man page alone; each may be NULL. */
+	const char *manual;	 /* paragraphs */
+	const char *examples;	 /* paragraphs */
+	const char *files;	 /* paragraphs */
+	const char *exit_status; /* paragraphs, after the list of those that all commands share */
+	const char *see_also; /* "faultline-fork(1), curl(1)"; pages of the other subcommands are named without that */
 };
 
 /* One command line, taken apart. */
@@ -46,6 +61,15 @@ struct cli_args {
 	const char *run_dir;		     /* --run-dir, or NULL */
 	bool json;			     /* --json */
 };
+
+/* Those that are in no table: of every action that talks to a server, and of every action. */
+extern const struct cli_option cli_client_options[], cli_help_options[];
+
+/*
+ * What shells offer where NAME stands ("FILE", "ID"), for those who don't say it themselves: words separated by blanks, of which some
+ * are kinds: @file, @dir, @template, @fork. "": nothing to offer.
+ */
+const char *cli_completion(const char *name);
 
 /* Takes ARGV (its own name first) apart, and runs the action or prints the help asked for. Returns the exit code. */
 int cli_run(const struct cli_command *command, int argc, char **argv);

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "cli/api_client.h"
 #include "cli/cli.h"
+#include "cli/commands.h"
 #include "cli/options.h"
 #include "control/control.h"
 #include "serve/server.h"
@@ -29,29 +30,23 @@ static void raise_file_limit(void)
 		log_warning(NULL, "can't raise the limit on open files: %m, ignoring");
 }
 
-static int parse_log_level(const char *name)
+/* NAME is one of those that the table of options allows. */
+static enum log_level parse_log_level(const char *name)
 {
 	static const char *const names[] = { "error", "warning", "info", "debug" };
+	int i = 0;
 
-	for (int i = 0; i < 4; i++)
-		if (!strcmp(names[i], name))
-			return i;
-	return -1;
+	while (i < LOG_LEVEL_DEBUG && strcmp(names[i], name))
+		i++;
+	return (enum log_level)i;
 }
 
-static int set_up_log(const struct cli_args *args)
+static void set_up_log(const struct cli_args *args)
 {
 	const char *format = cli_value(args, "log-format") ?: "text";
-	const char *level_name = cli_value(args, "log-level") ?: "info";
-	int level = parse_log_level(level_name);
+	const char *level = cli_value(args, "log-level") ?: "info";
 
-	if (strcmp(format, "text") && strcmp(format, "json"))
-		return cli_usage_error(args, "--log-format is 'text' or 'json', not '%s'", format);
-	if (level < 0)
-		return cli_usage_error(args, "--log-level is 'error', 'warning', 'info' or 'debug', not '%s'",
-				       level_name);
-	log_setup((enum log_level)level, !strcmp(format, "json"));
-	return EXIT_OK;
+	log_setup(parse_log_level(level), !strcmp(format, "json"));
 }
 
 static void on_ready(void *data)
@@ -103,23 +98,33 @@ static int run(const struct cli_args *args)
 		.cpus = cli_value(args, "cpus"),
 	};
 	struct daemon daemon = { 0 };
-	int exit_code = set_up_log(args);
 
-	if (exit_code != EXIT_OK)
-		return exit_code;
+	set_up_log(args);
 	raise_file_limit();
-	exit_code = serve(&daemon, &config);
+	int exit_code = serve(&daemon, &config);
 	control_stop(daemon.control);
 	server_free(daemon.server);
 	return exit_code;
 }
 
 static const struct cli_option options[] = {
-	{ "run-dir", 0, "DIR",
-	  "its sockets and state; made with mode 0700 (default: $FAULTLINE_RUN_DIR, or /run/faultline)" },
-	{ "cpus", 0, "LIST", "CPUs that pagers stand on, like 0,2-3 (default: all that it may run on)" },
-	{ "log-format", 0, "FORMAT", "text (default) or json: one object a line, on stderr" },
-	{ "log-level", 0, "LEVEL", "error, warning, info (default) or debug" },
+	{ .name = "run-dir",
+	  .value = "DIR",
+	  .help = "its sockets and state; made with mode 0700 (default: $FAULTLINE_RUN_DIR, or /run/faultline)",
+	  .manual = "Its parent must exist. A lock in it keeps a second server out." },
+	{ .name = "cpus",
+	  .value = "LIST",
+	  .help = "CPUs that pagers stand on, like 0,2-3 (default: all that it may run on)",
+	  .complete = "" },
+	{ .name = "log-format",
+	  .value = "FORMAT",
+	  .help = "text (default) or json: one object a line, on stderr",
+	  .words = "text json",
+	  .manual = "An object has the members time, level, object and message." },
+	{ .name = "log-level",
+	  .value = "LEVEL",
+	  .help = "error, warning, info (default) or debug",
+	  .words = "error warning info debug" },
 	{ 0 },
 };
 
@@ -128,17 +133,29 @@ static const struct cli_action actions[] = {
 	{ 0 },
 };
 
-int cli_serve(int argc, char **argv)
-{
-	static const struct cli_command command = {
-		.name = "serve",
-		.summary = "Runs the page server in the foreground until SIGTERM or SIGINT.",
-		.details =
-			"It tells systemd when it is ready (Type=notify). Where it stops while forks live, it ends their VMMs\n"
-			"first: a guest without its server would go on with wrong memory. Two servers can't share a run\n"
-			"directory.",
-		.actions = actions,
-	};
-
-	return cli_run(&command, argc, argv);
-}
+const struct cli_command serve_command = {
+	.name = "serve",
+	.summary = "Runs the page server in the foreground until SIGTERM or SIGINT.",
+	.details =
+		"It tells systemd when it is ready (Type=notify). Where it stops while forks live, it ends their VMMs\n"
+		"first: a guest without its server would go on with wrong memory. Two servers can't share a run\n"
+		"directory.",
+	.actions = actions,
+	.brief = "run the page server",
+	.manual =
+		"Each fork has a socket of its own, which 'faultline fork create' prints. A VMM that connects there hands over its "
+		"memory regions and a userfaultfd; from then on the server supplies each page of the guest's memory when the "
+		"guest first touches it, or before.\n\n"
+		"The server needs userfaultfd for faults of the kernel's: root, CAP_SYS_PTRACE, access to /dev/userfaultfd, or "
+		"vm.unprivileged_userfaultfd=1. It raises its limit on open files to what the administrator allows.\n\n"
+		"When it stops, requests that wait are answered with shutting_down. Templates are remembered in the run "
+		"directory; forks are not.",
+	.examples = "Serve in a directory of one's own, with pagers on two CPUs:\n\n"
+		    "    faultline serve --run-dir /tmp/faultline --cpus 0,1\n\n"
+		    "As a service:\n\n"
+		    "    systemctl start faultline",
+	.files = "- DIR/control.sock: the HTTP+JSON API, mode 0600\n\n"
+		 "- DIR/ID.uffd: the socket that the VMM of fork ID connects to\n\n"
+		 "- DIR/templates/: what is known of the templates",
+	.see_also = "systemctl(1), userfaultfd(2)",
+};

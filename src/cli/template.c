@@ -5,6 +5,7 @@
 #include "cli/api_client.h"
 #include "cli/cli.h"
 #include "cli/client.h"
+#include "cli/commands.h"
 #include "cli/options.h"
 
 static void print_template(const json_t *template)
@@ -76,7 +77,11 @@ static int run_list(const struct cli_args *args)
 		return client_fail(&call);
 	if (args->json)
 		return client_print_reply(&call);
-	print_templates(json_object_get(call.reply.json, "templates"));
+	const json_t *templates = json_object_get(call.reply.json, "templates");
+	if (cli_value(args, "names"))
+		client_print_names(templates, "name");
+	else
+		print_templates(templates);
 	return cli_finish_output();
 }
 
@@ -102,29 +107,68 @@ static int run_remove(const struct cli_args *args)
 }
 
 static const struct cli_option add_options[] = {
-	{ "memory", 0, "FILE", "the memory image; it must not change as long as the template exists" },
-	{ "state", 0, "FILE", "the VMM's own state that belongs to it: kept with the template, never read" },
-	{ "hot-list", 0, "LIST", "what its forks prefetch where they don't say otherwise" },
-	{ "inject", 0, "SPEC", "a test aid: makes reads of the image fail or wait, like delay=5ms,error=0x1000+0x2000" },
+	{ .name = "memory",
+	  .value = "FILE",
+	  .help = "the memory image; it must not change as long as the template exists" },
+	{ .name = "state",
+	  .value = "FILE",
+	  .help = "the VMM's own state that belongs to it: kept with the template, never read" },
+	{ .name = "hot-list",
+	  .value = "LIST",
+	  .help = "what its forks prefetch where they don't say otherwise",
+	  .manual = "It need not exist yet." },
+	{ .name = "inject",
+	  .value = "SPEC",
+	  .help = "a test aid: makes reads of the image fail or wait, like delay=5ms,error=0x1000+0x2000" },
+	{ 0 },
+};
+
+static const struct cli_option list_options[] = {
+	{ .name = "names", .help = "print the names alone, one a line" },
 	{ 0 },
 };
 
 static const struct cli_action actions[] = {
-	{ "add", "NAME", "make a memory image a template", NULL, add_options, run_add, true },
-	{ "list", "", "all templates, by name", NULL, NULL, run_list, true },
-	{ "show", "NAME", "one template", NULL, NULL, run_show, true },
-	{ "remove", "NAME", "forget a template that no fork uses; its files stay", NULL, NULL, run_remove, true },
+	{ .name = "add",
+	  .arguments = "NAME",
+	  .summary = "make a memory image a template",
+	  .options = add_options,
+	  .run = run_add,
+	  .client = true },
+	{ .name = "list",
+	  .arguments = "",
+	  .summary = "all templates, by name",
+	  .options = list_options,
+	  .run = run_list,
+	  .client = true },
+	{ .name = "show",
+	  .arguments = "NAME",
+	  .summary = "one template",
+	  .run = run_show,
+	  .client = true,
+	  .complete = "@template" },
+	{ .name = "remove",
+	  .arguments = "NAME",
+	  .summary = "forget a template that no fork uses; its files stay",
+	  .run = run_remove,
+	  .client = true,
+	  .complete = "@template",
+	  .manual = "It is refused while forks of the template wait for their VMM or live." },
 	{ 0 },
 };
 
-int cli_template(int argc, char **argv)
-{
-	static const struct cli_command command = {
-		.name = "template",
-		.summary = "Templates: memory images that forks start from.",
-		.details = "Names have 1 to 64 of A-Z a-z 0-9 . _ - and start with neither '.' nor '-'.",
-		.actions = actions,
-	};
-
-	return cli_run(&command, argc, argv);
-}
+const struct cli_command template_command = {
+	.name = "template",
+	.summary = "Templates: memory images that forks start from.",
+	.details = "Names have 1 to 64 of A-Z a-z 0-9 . _ - and start with neither '.' nor '-'.",
+	.actions = actions,
+	.brief = "memory images that forks start from",
+	.manual =
+		"A template is the memory image of a VM that was stopped once it was ready, and the VMM's state that belongs to it. "
+		"Any number of forks start from it, each with memory of its own. The server notices when an image is written to or cut "
+		"short, and says so; it can't undo it.\n\n"
+		"Relative paths mean the working directory of the command, not the server's.",
+	.examples = "    faultline template add base --memory /images/base.mem --state /images/base.state\n\n"
+		    "With a list of pages that its forks get before they ask:\n\n"
+		    "    faultline template add base --memory /images/base.mem --hot-list /images/base.hpl1",
+};

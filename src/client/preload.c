@@ -6,7 +6,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/magic.h>
-#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -16,23 +15,22 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "client/handover.h"
+#include "client/memory.h"
+#include "client/result.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
 #define UNNAMED_IMAGE_MIN \
-	((size_t)1 << 20)    /* without FAULTLINE_MEMORY: smaller mappings are firmware, not guest memory */
-#define SERVER_TIMEOUT_S 10  /* as long as the server itself gives a handshake */
-#define HIGH_FD		 960 /* below the usual limit of 1024, above what a VMM counts on */
+	((size_t)1 << 20) /* without FAULTLINE_MEMORY: smaller mappings are firmware, not guest memory */
+#define HIGH_FD 960	  /* below the usual limit of 1024, above what a VMM counts on */
 
 /* What became of this process's image. Lives as long as the process; everything under the lock. */
 static struct guest_memory {
@@ -54,15 +52,9 @@ struct mapping {
 	off_t offset;
 };
 
-/* An attempt at being supplied: what it holds so far, and after a failure what a user should know. */
-struct attempt {
-	int uffd, socket;
-	const char *what, *remedy;
-};
-
 __attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
 {
-	char text[512];
+	char text[1200];
 
 	va_list ap;
 	va_start(ap, format);
@@ -71,133 +63,14 @@ __attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
 	dprintf(STDERR_FILENO, "faultline-preload: %s\n", text);
 }
 
-/* System calls themselves: no other library's idea of mmap is wanted, and there is nothing to look up before it is needed. */
 static void *map(const struct mapping *m)
 {
-	return (void *)syscall(SYS_mmap, m->address, m->length, m->protection, m->flags, m->fd, m->offset);
-}
-
-static int advise(void *address, size_t length, int advice)
-{
-	return (int)syscall(SYS_madvise, address, length, advice);
-}
-
-static size_t page_size(void)
-{
-	return (size_t)sysconf(_SC_PAGESIZE);
+	return memory_map(m->address, m->length, m->protection, m->flags, m->fd, m->offset);
 }
 
 static size_t whole_pages(size_t length)
 {
-	return (length + page_size() - 1) & ~(page_size() - 1);
-}
-
-static void attempt_clear(struct attempt *attempt)
-{
-	cleanup_close(&attempt->uffd);
-	cleanup_close(&attempt->socket);
-}
-
-static int attempt_failed(struct attempt *attempt, int error, const char *what, const char *remedy)
-{
-	attempt->what = what;
-	attempt->remedy = remedy;
-	return -error;
-}
-
-/* Out of the way of a VMM that is handed descriptors by number; stays where it is if there is no room. */
-static int move_high(int fd)
-{
-	int high = fcntl(fd, F_DUPFD_CLOEXEC, HIGH_FD);
-
-	if (high < 0)
-		return fd;
-	close(fd);
-	return high;
-}
-
-/* One that handles faults in kernel mode too: QEMU reads devices straight into guest memory, KVM faults there. */
-static int open_userfaultfd(void)
-{
-	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	if (fd >= 0)
-		return fd;
-
-	int error = errno;
-	_cleanup_close_ int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-	if (device >= 0)
-		fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-	return fd >= 0 ? fd : -error;
-}
-
-static int attempt_userfaultfd(struct attempt *attempt)
-{
-	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE };
-
-	int fd = open_userfaultfd();
-	if (fd == -ENOSYS)
-		return attempt_failed(attempt, ENOSYS, "userfaultfd",
-				      "This kernel has none (CONFIG_USERFAULTFD), or a sandbox hides it");
-	if (fd < 0)
-		return attempt_failed(attempt, -fd, "userfaultfd",
-				      "Run as root, or with CAP_SYS_PTRACE, or with access to /dev/userfaultfd, or set "
-				      "vm.unprivileged_userfaultfd=1; a sandbox may refuse it all the same");
-	attempt->uffd = move_high(fd);
-	if (ioctl(attempt->uffd, UFFDIO_API, &api) < 0)
-		return attempt_failed(attempt, errno, "userfaultfd with removal events",
-				      "Linux 4.11 or later is needed");
-	return 0;
-}
-
-static int attempt_connect(struct attempt *attempt, const char *path)
-{
-	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	struct timeval timeout = { .tv_sec = SERVER_TIMEOUT_S };
-
-	if (strlen(path) >= sizeof address.sun_path)
-		return attempt_failed(attempt, ENAMETOOLONG, path, "Use a shorter run directory");
-	memcpy(address.sun_path, path, strlen(path));
-
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (fd < 0)
-		return attempt_failed(attempt, errno, path, "The limit on open files may be too low");
-	attempt->socket = move_high(fd);
-	setsockopt(attempt->socket, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
-	if (connect(attempt->socket, (struct sockaddr *)&address, sizeof address) < 0)
-		return attempt_failed(attempt, errno, path,
-				      "Run `faultline serve`, make the fork with `faultline fork create`, and see that this "
-				      "user may connect");
-	return 0;
-}
-
-/* One sendmsg: a JSON array with the one region, and the descriptor. */
-static int attempt_handshake(struct attempt *attempt, const struct mapping *m)
-{
-	char text[256];
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control = { 0 };
-
-	int length =
-		snprintf(text, sizeof text,
-			 "[{\"base_host_virt_addr\":%" PRIuPTR ",\"size\":%zu,\"offset\":%" PRIu64
-			 ",\"page_size\":%zu,\"page_size_kib\":%zu}]",
-			 (uintptr_t)m->address, whole_pages(m->length), (uint64_t)m->offset, page_size(), page_size());
-	struct iovec part = { .iov_base = text, .iov_len = (size_t)length };
-	struct msghdr message = {
-		.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes
-	};
-	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-	header->cmsg_level = SOL_SOCKET;
-	header->cmsg_type = SCM_RIGHTS;
-	header->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(header), &attempt->uffd, sizeof(int));
-
-	ssize_t sent = sendmsg(attempt->socket, &message, MSG_NOSIGNAL);
-	if (sent != length)
-		return attempt_failed(attempt, sent < 0 ? errno : EPIPE, "the handshake", "See the server's log");
-	return 0;
+	return (length + memory_page_size() - 1) & ~(memory_page_size() - 1);
 }
 
 /*
@@ -205,13 +78,15 @@ static int attempt_handshake(struct attempt *attempt, const struct mapping *m)
  * of new mappings, can bring a page in before the server supplies it. A failure is mended by mapping the image over it,
  * which is right at any stage: whatever the server then tries to copy here finds no registered memory.
  */
-static int attempt_replace(struct attempt *attempt, const struct mapping *m)
+static int replace(struct handover *handover, const struct mapping *m, uint64_t deadline, struct faultline_error *error)
 {
 	static const char remedy[] = "The kernel's limits on memory or mappings may be too low";
 	struct mapping anonymous = *m;
-	struct uffdio_register registration = {
-		.range = { .start = (uintptr_t)m->address, .len = whole_pages(m->length) },
-		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	struct handover_region region = {
+		.address = (uintptr_t)m->address,
+		.size = whole_pages(m->length),
+		.offset = (uint64_t)m->offset,
+		.page_size = memory_page_size(),
 	};
 
 	anonymous.protection = PROT_NONE;
@@ -219,19 +94,15 @@ static int attempt_replace(struct attempt *attempt, const struct mapping *m)
 	anonymous.fd = -1;
 	anonymous.offset = 0;
 	if (map(&anonymous) == MAP_FAILED)
-		return attempt_failed(attempt, errno, "anonymous memory", remedy);
-	/* The first fails on a kernel without huge pages, where it has no use. A forked child would not be supplied: it must not look. */
-	advise(m->address, m->length, MADV_NOHUGEPAGE);
-	if (advise(m->address, m->length, MADV_DONTFORK) < 0)
-		return attempt_failed(attempt, errno, "MADV_DONTFORK", remedy);
-	if (ioctl(attempt->uffd, UFFDIO_REGISTER, &registration) < 0)
-		return attempt_failed(attempt, errno, "UFFDIO_REGISTER", remedy);
-	int r = attempt_handshake(attempt, m);
+		return result_set(error, FAULTLINE_NO_RESOURCES, errno, remedy, "No anonymous memory could be mapped");
+	int r = handover_register(handover, &region, error);
+	if (r == FAULTLINE_OK)
+		r = handover_send(handover, &region, 1, false, deadline, error);
 	if (r < 0)
 		return r;
 	if (mprotect(m->address, m->length, m->protection) < 0)
-		return attempt_failed(attempt, errno, "mprotect", remedy);
-	return 0;
+		return result_set(error, FAULTLINE_NO_RESOURCES, errno, remedy, "The memory can't be made accessible");
+	return FAULTLINE_OK;
 }
 
 /* Says that the server has hung up: without this, a guest that stands still would be a riddle. */
@@ -266,28 +137,30 @@ static void start_watching(void)
 /* Called once in a process's life. */
 static void *map_supplied(const struct mapping *m, const char *socket_path)
 {
-	_cleanup_(attempt_clear) struct attempt attempt = { .uffd = -1, .socket = -1 };
+	_cleanup_(handover_clear) struct handover handover = { .uffd = -1, .socket = -1, .lowest_fd = HIGH_FD };
+	uint64_t deadline = handover_deadline(HANDOVER_TIMEOUT_MS);
+	struct faultline_error error;
 	struct statfs filesystem;
 	int r;
 
 	if (fstatfs(m->fd, &filesystem) == 0 && filesystem.f_type == HUGETLBFS_MAGIC)
-		r = attempt_failed(&attempt, EOPNOTSUPP, "an image on hugetlbfs",
-				   "Keep the image on an ordinary file system");
+		r = result_set(&error, FAULTLINE_BAD_ARGUMENT, 0, "Keep the image on an ordinary file system",
+			       "The image is on hugetlbfs");
 	else
-		r = attempt_userfaultfd(&attempt);
-	if (r == 0)
-		r = attempt_connect(&attempt, socket_path);
-	if (r == 0)
-		r = attempt_replace(&attempt, m);
+		r = handover_open(&handover, false, &error);
+	if (r == FAULTLINE_OK)
+		r = handover_connect(&handover, socket_path, deadline, &error);
+	if (r == FAULTLINE_OK)
+		r = replace(&handover, m, deadline, &error);
 	if (r < 0) {
-		say("%s: %s. %s. This VM's memory is mapped from the image instead, without the page server",
-		    attempt.what, strerror(-r), attempt.remedy);
+		say("%s%s%s. This VM's memory is mapped from the image instead, without the page server", error.what,
+		    *error.remedy ? ". " : "", error.remedy);
 		return map(m);
 	}
 	memory.start = (uintptr_t)m->address;
 	memory.size = whole_pages(m->length);
-	memory.uffd = TAKE_FD(attempt.uffd);
-	memory.socket = TAKE_FD(attempt.socket);
+	memory.uffd = TAKE_FD(handover.uffd);
+	memory.socket = TAKE_FD(handover.socket);
 	start_watching();
 	return m->address;
 }
@@ -394,7 +267,7 @@ EXPORT void *mmap64(void *address, size_t length, int protection, int flags, int
 
 EXPORT int madvise(void *address, size_t length, int advice)
 {
-	return wants_huge_pages_here(address, length, advice) ? 0 : advise(address, length, advice);
+	return wants_huge_pages_here(address, length, advice) ? 0 : memory_advise(address, length, advice);
 }
 
 EXPORT int fallocate(int fd, int mode, off_t offset, off_t length)

@@ -53,14 +53,25 @@ static json_t *encode_regions(const struct fork_info *info)
 	return list;
 }
 
+static json_t *encode_cpus(const struct fork_info *info)
+{
+	json_t *list = json_array();
+
+	for (unsigned i = 0; i < info->pager_count; i++)
+		if (json_array_append_new(list, json_integer(info->pager_cpus[i])) < 0) {
+			json_decref(list);
+			return NULL;
+		}
+	return list;
+}
+
 /* What the fork is, and where it stands. */
 static json_t *encode_identity(const struct fork_info *info)
 {
 	return json_pack("{s:s,s:s,s:s,s:o,s:o,s:o,s:o,s:o,s:b,s:s,s:s,s:o,s:s}", "id", info->id, "template",
 			 info->template, "state", fork_state_name(info->state), "error", utf8_json(info->error),
-			 "socket", utf8_json(info->socket), "pid",
-			 info->pid > 0 ? json_integer(info->pid) : json_null(), "handshake", utf8_json(info->handshake),
-			 "pager_cpu", info->pager_cpu >= 0 ? json_integer(info->pager_cpu) : json_null(), "record",
+			 "socket", utf8_json(info->socket), "pid", info->pid > 0 ? json_integer(info->pid) : json_null(),
+			 "handshake", utf8_json(info->handshake), "pager_cpus", encode_cpus(info), "record",
 			 info->record, "prefetch", prefetch_mode_name(info->prefetch), "prefetch_state",
 			 prefetch_state_name(info->prefetch_state), "hot_list", utf8_json(info->hot_list),
 			 "observe_tier", OBSERVE_TIER_NONE);

@@ -216,10 +216,17 @@ int request_check_no_body(const struct request *request, struct error *err)
 	return 0;
 }
 
-/* How deep the brackets nest, strings left out. Text that isn't JSON is the parser's to refuse. */
-static size_t nesting(const char *text, size_t size)
+/* What parsing a text would take. */
+struct extent {
+	size_t depth;  /* how deep its brackets nest */
+	size_t values; /* at most, found by what stands before each */
+};
+
+/* Strings are left out. Text that isn't JSON is the parser's to refuse. */
+static struct extent measure(const char *text, size_t size)
 {
-	size_t depth = 0, deepest = 0;
+	struct extent extent = { 0 };
+	size_t depth = 0;
 	bool in_string = false;
 
 	for (size_t i = 0; i < size; i++) {
@@ -233,10 +240,12 @@ static size_t nesting(const char *text, size_t size)
 			depth++;
 		else if (!in_string && (c == '}' || c == ']') && depth)
 			depth--;
-		if (depth > deepest)
-			deepest = depth;
+		if (!in_string && (c == '{' || c == '[' || c == ','))
+			extent.values++;
+		if (depth > extent.depth)
+			extent.depth = depth;
 	}
-	return deepest;
+	return extent;
 }
 
 static int parse_body(struct request *request, struct error *err)
@@ -245,8 +254,11 @@ static int parse_body(struct request *request, struct error *err)
 
 	if (!request->body_size)
 		return error_set(err, -EINVAL, "missing_body", "this request needs a body: a JSON object");
-	if (nesting(request->body, request->body_size) > REQUEST_DEPTH_MAX)
+	struct extent extent = measure(request->body, request->body_size);
+	if (extent.depth > REQUEST_DEPTH_MAX)
 		return error_set(err, -EINVAL, "bad_json", "the body nests more than %d brackets", REQUEST_DEPTH_MAX);
+	if (extent.values > REQUEST_VALUES_MAX)
+		return error_set(err, -EINVAL, "bad_json", "the body holds more than %d values", REQUEST_VALUES_MAX);
 	request->json = json_loadb(request->body, request->body_size, JSON_REJECT_DUPLICATES, &problem);
 	if (!request->json)
 		return error_set(err, -EINVAL, "bad_json", "the body is not valid JSON: line %d, column %d: %s",

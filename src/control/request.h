@@ -14,6 +14,7 @@
 
 #define REQUEST_BODY_MAX     (1u << 20) /* bodies hold a few names and paths; a hot list goes by its path */
 #define REQUEST_DEPTH_MAX    16		/* nesting of JSON: the parser recurses, and the threads' stacks are small */
+#define REQUEST_VALUES_MAX   256	/* in a body; parsed, they take up to 80 times the memory of their text */
 #define REQUEST_URI_MAX	     8192	/* the longest path a name can make, and room for a query */
 #define REQUEST_SEGMENTS_MAX 8		/* of a path; no route has more than 4 */
 #define REQUEST_QUERY_MAX    8		/* parameters; no route has more than 2 */

@@ -15,8 +15,8 @@
 #define STEP_MIN 16
 #define STEP_MAX 256
 
-/* How many pages of one fork before the next fork's turn. */
-#define SLICE_PAGES 1024
+/* How much of one fork before the next fork's turn. */
+#define SLICE_BYTES (4u << 20)
 
 /* A guest that is changing its memory map lets nothing in; it does not say when that is over. */
 #define RETRY_NS (1 * NSEC_PER_MSEC)
@@ -201,14 +201,15 @@ static int step(struct worker *worker, struct prefetch_job *job, uint64_t *budge
 	if (done < 0)
 		return (int)done;
 	job->at += (uint64_t)done;
-	*budget = *budget > pages ? *budget - pages : 0;
+	uint64_t bytes = pages * region->page_size;
+	*budget = *budget > bytes ? *budget - bytes : 0;
 	return 1;
 }
 
 static void work_on(struct worker *worker, struct prefetch_job *job)
 {
 	struct prefetch_engine *engine = worker->engine;
-	uint64_t budget = SLICE_PAGES;
+	uint64_t budget = SLICE_BYTES;
 	int r = 1;
 
 	if (!job->plan) {

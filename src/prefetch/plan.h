@@ -1,4 +1,7 @@
-/* A hot list laid against one fork's regions: runs of neighbouring pages. */
+/*
+ * A hot list laid against one fork's regions: runs of neighbouring pages. Small pages are sorted by address, since neighbours go in with one
+ * call; then come huge pages, each of which takes a call of its own anyway, in the order in which the list first names a part of them.
+ */
 #pragma once
 
 #include <stddef.h>
@@ -16,7 +19,7 @@ struct plan_run {
 };
 
 struct plan {
-	struct plan_run *runs; /* sorted, disjoint */
+	struct plan_run *runs; /* disjoint */
 	size_t count;
 	uint64_t pages;
 };

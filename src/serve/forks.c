@@ -77,6 +77,7 @@ static void fill_session_info(const struct fork *fork, struct fork_info *ret)
 {
 	struct session *s = fork->session;
 
+	ret->pager_count = session_cpus(s, ret->pager_cpus, FORK_PAGERS_TOLD);
 	ret->faults = load(&s->faults);
 	ret->copied_pages = load(&s->copied);
 	ret->zeroed_pages = load(&s->zeroed);
@@ -107,7 +108,6 @@ static void fill_info(const struct fork *fork, struct fork_info *ret)
 		.hot_list = fork->hot_list ? strdup(fork->hot_list) : NULL,
 		.error = fork->error ? strdup(fork->error) : NULL,
 		.handshake = fork->handshake,
-		.pager_cpu = fork->pager ? pager_cpu(fork->pager) : -1,
 		.prefetched_pages = fork->prefetched,
 		.prefetch_present_pages = fork->prefetch_present,
 		.prefetch_removed_pages = fork->prefetch_removed,
@@ -335,13 +335,10 @@ void fork_connected(struct server *server, struct fork *fork)
 	uint64_t size = 0;
 	for (size_t i = 0; i < fork->region_count; i++)
 		size += fork->regions[i].size;
-	log_info(fork->session->name, "connected: pid %d, %s handshake, %zu region%s, %" PRIu64 " MiB, pager on CPU %d",
-		 (int)fork->pid, fork->handshake, fork->region_count, fork->region_count == 1 ? "" : "s", size >> 20,
-		 pager_cpu(fork->pager));
+	log_info(fork->session->name, "connected: pid %d, %s handshake, %zu region%s, %" PRIu64 " MiB", (int)fork->pid,
+		 fork->handshake, fork->region_count, fork->region_count == 1 ? "" : "s", size >> 20);
 
-	int r = pager_add(fork->pager, fork->session);
-	if (r < 0)
-		fork->pager = NULL;
+	int r = placement_add(server->placement, fork->session);
 	if (r == 0)
 		r = server_watch(server, fork->session->pidfd, &fork->process_watch, WATCH_PROCESS, fork);
 	if (r == 0)
@@ -371,6 +368,8 @@ void fork_end(struct server *server, struct fork *fork)
 	fork->gone_ns = now_ns();
 	server_unwatch(server, s->pidfd);
 	server_unwatch(server, fork->socket_fd);
+	/* A VMM that waits for our end of the socket to close may use the addresses again as soon as it has. */
+	guest_memory_forget(s->memory);
 	close(TAKE_FD(fork->socket_fd));
 	atomic_store(&s->recording, false);
 	if (fork->prefetch_state == PREFETCH_PENDING)
@@ -383,10 +382,9 @@ void fork_end(struct server *server, struct fork *fork)
 	log_info(s->name, "ended: %" PRIu64 " faults, %" PRIu64 " pages copied, %" PRIu64 " prefetched, stalled %.1f ms",
 		 load(&s->faults), load(&s->copied), fork->prefetched, (double)load(&s->stall.sum) / 1e6);
 
-	/* The structure stays, for what it has counted and recorded; its memory goes when the pager has let go as well. */
+	/* The structure stays, for what it has counted and recorded; its memory goes when the pagers have let go as well. */
 	session_ref(s);
-	if (fork->pager)
-		pager_remove(fork->pager, s);
+	placement_remove(server->placement, s);
 	session_unuse(s);
 	pthread_cond_broadcast(&server->changed);
 }
@@ -457,8 +455,7 @@ static int no_longer(const struct fork *fork, const char *what, struct error *er
 			 fork->error ? ": " : "", fork->error ?: "");
 }
 
-/* 1: reached, 0: not yet, negative errno: it never will be. */
-static int reached(const struct fork *fork, enum fork_milestone milestone, struct error *err)
+int fork_reached(const struct fork *fork, enum fork_milestone milestone, struct error *err)
 {
 	switch (milestone) {
 	case MILESTONE_CONNECTED:
@@ -506,7 +503,7 @@ int server_fork_wait(struct server *server, const char *id, enum fork_milestone 
 			return error_set(err, -ENOENT, "fork_removed", "fork '%s' was removed before it was %s", id,
 					 names[milestone]);
 		serial = fork->serial;
-		int r = reached(fork, milestone, err);
+		int r = fork_reached(fork, milestone, err);
 		if (r < 0)
 			return r;
 		if (r > 0) {
@@ -517,12 +514,24 @@ int server_fork_wait(struct server *server, const char *id, enum fork_milestone 
 			return error_set(err, -ESHUTDOWN, "shutting_down", "the server is stopping");
 		if (now_ns() >= until || pthread_cond_timedwait(&server->changed, &server->lock, &ts) == ETIMEDOUT) {
 			fork = server_find_fork(server, id);
-			if (fork && fork->serial == serial && reached(fork, milestone, NULL) > 0)
+			if (fork && fork->serial == serial && fork_reached(fork, milestone, NULL) > 0)
 				continue;
 			return error_set(err, -ETIMEDOUT, "timeout", "fork '%s' was not %s after %.3g s", id,
 					 names[milestone], (double)timeout_ns / NSEC_PER_SEC);
 		}
 	}
+}
+
+void fork_set_ready(struct server *server, struct fork *fork)
+{
+	if (fork->state != FORK_CONNECTED)
+		return;
+	fork->state = FORK_READY;
+	fork->ready_ns = now_ns();
+	atomic_store(&fork->session->recording, false);
+	log_info(fork->session->name, "ready %.1f ms after its handshake",
+		 (double)(fork->ready_ns - fork->connected_ns) / 1e6);
+	pthread_cond_broadcast(&server->changed);
 }
 
 int server_fork_ready(struct server *server, const char *id, struct fork_info *ret, struct error *err)
@@ -537,14 +546,7 @@ int server_fork_ready(struct server *server, const char *id, struct fork_info *r
 				 "no VMM has connected to fork '%s' yet, so it cannot be ready", id);
 	if (fork->state == FORK_GONE && !fork->ready_ns)
 		return error_set(err, -ESRCH, "fork_gone", "fork '%s' has ended", id);
-	if (fork->state == FORK_CONNECTED) {
-		fork->state = FORK_READY;
-		fork->ready_ns = now_ns();
-		atomic_store(&fork->session->recording, false);
-		log_info(fork->session->name, "ready %.1f ms after its handshake",
-			 (double)(fork->ready_ns - fork->connected_ns) / 1e6);
-		pthread_cond_broadcast(&server->changed);
-	}
+	fork_set_ready(server, fork);
 	if (ret)
 		fill_info(fork, ret);
 	return 0;

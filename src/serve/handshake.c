@@ -109,14 +109,31 @@ static int parse_regions(const json_t *array, uint64_t host_page_size, struct ha
 		if (r < 0)
 			return r;
 	}
+	ret->answers = json_is_true(json_object_get(json_array_get(array, 0), "answers"));
 	ret->regions = TAKE_PTR(regions);
 	ret->region_count = count;
 	return 0;
 }
 
+/* At most as many values are in TEXT as there are of these characters, but for the outermost one: each follows one. */
+static size_t count_openings(const char *text, size_t size)
+{
+	size_t count = 0;
+
+	for (size_t i = 0; i < size; i++)
+		count += text[i] == '[' || text[i] == '{' || text[i] == ',';
+	return count;
+}
+
 int handshake_parse(const char *text, size_t size, uint64_t host_page_size, struct handshake *ret, struct error *err)
 {
 	json_error_t jerr;
+
+	if (count_openings(text, size) > HANDSHAKE_MAX_VALUES)
+		return error_set(err, -EBADMSG, "bad_handshake",
+				 "the handshake holds more than %d values; %d regions, which is the most that are served, need "
+				 "fewer",
+				 HANDSHAKE_MAX_VALUES, REGIONS_MAX);
 	json_t *root = json_loadb(text, size, JSON_REJECT_DUPLICATES, &jerr);
 	if (!root)
 		return error_set(err, -EBADMSG, "bad_handshake", "the handshake is not valid JSON, at byte %d: %s",

@@ -11,6 +11,12 @@
 /* 1024 regions of five 20-digit members fit into a fifth of this; more is not a handshake. */
 #define HANDSHAKE_MAX_BYTES (1u << 20)
 
+/*
+ * Values in the text, whatever they are: a parsed one takes up to some 250 bytes, and three of the text ("{},"), so that 1 MiB would
+ * become 80. This many are the regions that there may be, with 16 members each.
+ */
+#define HANDSHAKE_MAX_VALUES (17 * REGIONS_MAX)
+
 /* A stream may deliver the text in pieces: finds where it ends, looking at each byte once. Zero-initialised to start. */
 struct handshake_scan {
 	unsigned depth;
@@ -26,6 +32,7 @@ struct handshake {
 	const char *kind;	/* "firecracker" or "hypeman" */
 	struct region *regions; /* owned by the caller; not yet validated */
 	size_t region_count;
+	bool answers; /* the first region says "answers": true: the VMM reads what is said on its socket */
 };
 
 /* Code "bad_handshake". ret->regions is freed by the caller. */

@@ -12,6 +12,7 @@
 #include "prefetch/engine.h"
 #include "serve/handshake.h"
 #include "serve/pager.h"
+#include "serve/placement.h"
 #include "serve/server.h"
 #include "serve/session.h"
 #include "template/template.h"
@@ -47,8 +48,9 @@ struct peer {
 	struct watch watch;
 	struct fork *fork;
 	int fd;
-	int uffd;    /* -1: not received yet */
-	int surplus; /* further descriptors received: a violation */
+	int uffd;     /* -1: not received yet */
+	int surplus;  /* further descriptors received: a violation */
+	bool answers; /* its handshake asked for answers */
 	pid_t pid;
 	uid_t uid;
 	uint64_t deadline_ns;
@@ -75,9 +77,10 @@ struct fork {
 
 	int socket_fd; /* the VMM's connection */
 	struct watch socket_watch, process_watch;
-	bool socket_spoke; /* it has said something after the handshake: logged once */
+	bool socket_spoke;	/* it has said something after the handshake that means nothing: logged once */
+	bool answers;		/* it reads what is said on its socket: see vmm_talk.h */
+	bool awaits_prefetched; /* it has asked to be told */
 	struct session *session;
-	struct pager *pager;
 	const char *handshake;
 	struct fork_region_info *regions;
 	size_t region_count;
@@ -120,6 +123,7 @@ struct server {
 	struct keeper *keeper;
 	struct pager **pagers;
 	unsigned pager_count;
+	struct placement *placement;
 	struct prefetch_engine *engine;
 	void (*on_stop)(void *);
 	void *on_stop_data;
@@ -157,6 +161,10 @@ void fork_free(struct fork *fork);
 void fork_drop(struct server *server, struct fork *fork);
 /* The handshake is done and checked. */
 void fork_connected(struct server *server, struct fork *fork);
+/* It is connected, and says that its guest is ready; anything else is left as it is. */
+void fork_set_ready(struct server *server, struct fork *fork);
+/* 1: it has got there, 0: not yet, negative errno: it never will. */
+int fork_reached(const struct fork *fork, enum fork_milestone milestone, struct error *err);
 
 /* prefetching.c */
 /* Starts what `fork create --prefetch` asked for; failures end up in the fork. */

@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "serve/internal.h"
+#include "serve/vmm_talk.h"
 
 /* One recvmsg. Larger than any handshake seen in the field. */
 #define RECEIVE_BYTES 65536
@@ -24,6 +25,7 @@ static void refuse(struct server *server, struct peer *peer, const struct error 
 	snprintf(object, sizeof object, "fork %s", peer->fork->id);
 	log_warning(object, "refused a peer (pid %d, uid %u): %s", (int)peer->pid, peer->uid, err->message);
 	fork_set_error(peer->fork, err->message);
+	vmm_talk_refused(peer, err);
 	peer_close(server, peer);
 }
 
@@ -207,8 +209,10 @@ void peer_readable(struct server *server, struct peer *peer)
 	/* The connection is the fork's now: its end is the VMM's end. */
 	server_unwatch(server, peer->fd);
 	fork->socket_fd = TAKE_FD(peer->fd);
+	fork->answers = peer->answers;
 	retire(server, peer);
 	fork_connected(server, fork);
+	vmm_talk_connected(fork);
 }
 
 void server_expire_peers(struct server *server, uint64_t now)

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "serve/internal.h"
+#include "serve/vmm_talk.h"
 
 /* One job of the engine for one fork; freed when it is done. */
 struct prefetch_request {
@@ -107,6 +108,7 @@ static void done(struct prefetch_job *job, int result)
 			log_info(request->session->name, "prefetched %" PRIu64 " of %" PRIu64 " listed pages in %.1f ms",
 				 load(&job->copied), job->plan->pages, (double)fork->prefetch_ns / 1e6);
 		}
+		vmm_talk_prefetched(fork);
 		pthread_cond_broadcast(&server->changed);
 	}
 	pthread_mutex_unlock(&server->lock);

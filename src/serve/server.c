@@ -19,6 +19,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "serve/internal.h"
+#include "serve/vmm_talk.h"
 
 #define EPOLL_EVENTS 64
 
@@ -79,8 +80,8 @@ void server_arm_timer(struct server *server)
 
 /* ---- forks' VMMs ---- */
 
-/* Bytes after the handshake mean nothing to us, and descriptors among them are closed: read and forget. False: end of stream. */
-static bool drain_socket(struct fork *fork)
+/* Hears what the VMM says after the handshake; descriptors with it mean nothing, and are closed. False: end of stream. */
+static bool drain_socket(struct server *server, struct fork *fork)
 {
 	char bytes[4096], control[CMSG_SPACE(16 * sizeof(int))];
 	struct iovec iov = { .iov_base = bytes, .iov_len = sizeof bytes };
@@ -105,9 +106,7 @@ static bool drain_socket(struct fork *fork)
 		}
 		if (n == 0)
 			return false;
-		if (!fork->socket_spoke)
-			log_warning(fork->session->name, "its VMM says more after the handshake: ignoring it");
-		fork->socket_spoke = true;
+		vmm_talk_heard(server, fork, bytes, (size_t)n);
 	}
 	return true;
 }
@@ -131,7 +130,7 @@ static void end_or_linger(struct server *server, struct fork *fork, const char *
 
 static void socket_readable(struct server *server, struct fork *fork)
 {
-	if (drain_socket(fork))
+	if (drain_socket(server, fork))
 		return;
 	server_unwatch(server, fork->socket_fd);
 	end_or_linger(server, fork, "its VMM has closed its socket");
@@ -469,6 +468,9 @@ static int start_pagers(struct server *server, const char *cpu_list, struct erro
 			return r;
 		server->pager_count++;
 	}
+	r = placement_new(server->pagers, server->pager_count, &server->placement, err);
+	if (r < 0)
+		return r;
 	return prefetch_engine_new(PREFETCH_WORKERS, &server->engine, err);
 }
 
@@ -518,6 +520,7 @@ void server_free(struct server *server)
 	prefetch_engine_free(server->engine);
 	while (server->forks)
 		fork_drop(server, server->forks);
+	placement_free(server->placement);
 	for (unsigned i = 0; i < server->pager_count; i++)
 		pager_free(server->pagers[i]);
 	free(server->pagers);

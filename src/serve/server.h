@@ -96,6 +96,9 @@ struct fork_region_info {
 	uint64_t size, offset, page_size; /* bytes */
 };
 
+/* Of the pagers that watch a fork, so many are told. */
+#define FORK_PAGERS_TOLD 64
+
 struct fork_info {
 	char id[NAME_MAX_LENGTH + 1];
 	char template[NAME_MAX_LENGTH + 1];
@@ -107,8 +110,9 @@ struct fork_info {
 	enum prefetch_state prefetch_state;
 	char *hot_list; /* NULL: none */
 	char *error;	/* why it failed or was stopped, or why the last peer was refused; NULL: nothing to say */
-	const char *handshake; /* "firecracker", "hypeman", NULL before */
-	int pager_cpu;	       /* CPU of the pager that serves it, -1 before the handshake */
+	const char *handshake;		  /* "firecracker", "hypeman", NULL before */
+	int pager_cpus[FORK_PAGERS_TOLD]; /* CPUs of the pagers that watch it now */
+	unsigned pager_count;
 
 	uint64_t faults;		 /* demand faults read */
 	uint64_t copied_pages;		 /* by demand faults */

@@ -45,7 +45,6 @@ void session_unref(struct session *s)
 		return;
 	cleanup_close(&s->pidfd);
 	pthread_mutex_destroy(&s->lock);
-	free(s->deferred);
 	free(s->record);
 	free(s);
 }
@@ -65,6 +64,22 @@ void session_unuse(struct session *s)
 			cleanup_close(&s->orphans[i]);
 	}
 	session_unref(s);
+}
+
+bool session_end(struct session *s)
+{
+	return !atomic_exchange(&s->ended, true);
+}
+
+int session_keep_orphan(struct session *s, int child)
+{
+	LOCK_SCOPE(&s->lock);
+	for (size_t i = 0; i < sizeof s->orphans / sizeof s->orphans[0]; i++)
+		if (s->orphans[i] < 0) {
+			s->orphans[i] = child;
+			return 0;
+		}
+	return -ENOSPC;
 }
 
 void session_stop_vmm(struct session *s, const char *format, ...)

@@ -14,10 +14,8 @@
 #include "template/template.h"
 #include "uffd/guest_memory.h"
 
-struct fault {
-	uint64_t address; /* as the kernel said it */
-	uint64_t read_ns; /* when the pager read it */
-};
+struct watcher;
+struct placement;
 
 struct session {
 	_Atomic unsigned refs;	/* of this structure */
@@ -30,23 +28,20 @@ struct session {
 	struct guest_memory *memory; /* NULL once the last user is gone */
 	struct template *template;
 
-	/* The pager's own. */
-	struct fault *deferred; /* faults to try again; the kernel will not deliver them a second time */
-	size_t deferred_count, deferred_capacity;
-	struct session *next_deferred;
-	bool in_deferred_list;
-	bool ended;	 /* nothing more is supplied */
-	unsigned strays; /* faults outside the regions since the last event */
-	unsigned made_blocking;
-	int orphans[4]; /* userfaultfds of children of the VMM that could not be refused in a better way; -1: none */
+	struct placement *placement; /* whose pagers watch it */
+	_Atomic bool ended;	     /* nothing more is supplied */
+	_Atomic unsigned strays;     /* faults outside the regions since the last event */
+	_Atomic unsigned made_blocking;
 
-	/* Counters: one writer, the pager. */
 	_Atomic uint64_t faults, copied, zeroed, poisoned, deferrals, slow;
 	struct histogram stall;
 
 	_Atomic bool recording;
-	pthread_mutex_t lock; /* innermost; record and reason */
-	uint64_t *record;     /* page numbers in the order of service */
+	pthread_mutex_t lock;	  /* what follows; only a pager's lock is taken inside it */
+	struct watcher *watchers; /* pagers that serve it */
+	bool closed;		  /* no pager is added any more */
+	int orphans[4];	  /* userfaultfds of children of the VMM that could not be refused in a better way; -1: none */
+	uint64_t *record; /* page numbers in the order of service */
 	size_t record_count, record_capacity;
 	bool record_lost;  /* out of memory: the list would have holes */
 	char reason[256];  /* why the server stopped the VMM, or "" */
@@ -62,6 +57,16 @@ void session_unref(struct session *session);
 /* A user may use memory and template until session_unuse; it also holds a reference. Only an existing user may add another. */
 struct session *session_use(struct session *session);
 void session_unuse(struct session *session);
+
+static inline bool session_ended(const struct session *session)
+{
+	return atomic_load_explicit(&session->ended, memory_order_relaxed);
+}
+/* Nothing more is supplied from now on. True: it was so far. */
+bool session_end(struct session *session);
+
+/* Keeps CHILD open until the session's memory goes. -ENOSPC: there are too many. */
+int session_keep_orphan(struct session *session, int child);
 
 /* Kills the VMM: the way out wherever going on could give the guest wrong bytes, or hang it. The first reason is kept. */
 void session_stop_vmm(struct session *session, const char *format, ...) __attribute__((format(printf, 2, 3)));

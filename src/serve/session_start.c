@@ -36,40 +36,6 @@ static int open_process(const struct peer *peer, struct error *err)
 	return pidfd;
 }
 
-/* The processor that the process ran on last: field 39 of its stat, counted from the end of its name. -1: not known. */
-static int last_cpu(pid_t pid)
-{
-	char path[64], line[1024];
-	int cpu = -1;
-
-	snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-	_cleanup_fclose_ FILE *f = fopen(path, "re");
-	if (!f || !fgets(line, sizeof line, f))
-		return -1;
-	const char *p = strrchr(line, ')');
-	for (int field = 2; p && field < 39; field++) {
-		p = strchr(p + 1, ' ');
-		if (p && field == 38)
-			cpu = atoi(p + 1);
-	}
-	return cpu;
-}
-
-/* A fault is cheapest on the CPU of the thread that waits for it, as that CPU has nothing else to do then. */
-static struct pager *choose_pager(const struct server *server, pid_t pid)
-{
-	int cpu = last_cpu(pid);
-	struct pager *best = server->pagers[0];
-
-	for (unsigned i = 0; i < server->pager_count; i++) {
-		if (pager_cpu(server->pagers[i]) == cpu)
-			return server->pagers[i];
-		if (pager_sessions(server->pagers[i]) < pager_sessions(best))
-			best = server->pagers[i];
-	}
-	return best;
-}
-
 /*
  * Whether the VMM may be moving or unmapping memory at this moment: then the address that it said is not the one any more, and an event,
  * which it waits for us to read, will say so. The event comes a little after the memory has gone from its old place.
@@ -185,7 +151,6 @@ static int start(struct server *server, struct fork *fork, struct peer *peer, st
 		return error_set(err, r, "io_error", "out of memory");
 	}
 	warn_without_remove_events(fork, memory->fd);
-	fork->pager = choose_pager(server, peer->pid);
 	return 0;
 }
 
@@ -195,6 +160,7 @@ int fork_start_session(struct server *server, struct fork *fork, struct peer *pe
 	int r = handshake_parse(peer->text, peer->size, server->host_page_size, &handshake, err);
 	if (r < 0)
 		return r;
+	peer->answers = handshake.answers;
 
 	_cleanup_close_ int pidfd = open_process(peer, err);
 	r = pidfd < 0 ? pidfd : start(server, fork, peer, &handshake, pidfd, err);

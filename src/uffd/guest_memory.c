@@ -7,8 +7,12 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "uffd/huge.h"
 
 #define SMALL_PAGE 4096
+
+/* How often a huge page is tried again that is neither there nor to be had: another thread may hold the last one for a moment. */
+#define HUGE_TRIES 3
 
 int guest_memory_new(int fd, struct region *regions, size_t count, struct guest_memory **ret)
 {
@@ -23,12 +27,6 @@ int guest_memory_new(int fd, struct region *regions, size_t count, struct guest_
 		free(memory);
 		return -ENOMEM;
 	}
-
-	pthread_rwlockattr_t rwattr;
-	pthread_rwlockattr_init(&rwattr);
-	pthread_rwlockattr_setkind_np(&rwattr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-	pthread_rwlock_init(&memory->gate, &rwattr);
-	pthread_rwlockattr_destroy(&rwattr);
 
 	pthread_condattr_t condattr;
 	pthread_condattr_init(&condattr);
@@ -50,13 +48,20 @@ void guest_memory_free(struct guest_memory *memory)
 	if (!memory)
 		return;
 	close(memory->fd);
-	pthread_rwlock_destroy(&memory->gate);
 	pthread_cond_destroy(&memory->event_read);
 	pthread_mutex_destroy(&memory->event_lock);
 	address_map_clear(&memory->map);
 	page_states_free(memory->states);
 	free(memory->regions);
 	free(memory);
+}
+
+void guest_memory_forget(struct guest_memory *memory)
+{
+	gate_enter_alone(&memory->gate);
+	memory->map.count = 0;
+	memory->fixed_map = false;
+	gate_leave_alone(&memory->gate);
 }
 
 const struct map_piece *guest_memory_piece(const struct guest_memory *memory, uint64_t page)
@@ -99,6 +104,35 @@ static struct uffd_result put_poison(struct guest_memory *memory, uint64_t addre
 	return uffd_poison(memory->fd, address, length);
 }
 
+/* The kernel says that a huge page is there, or that none is to be had. It may mean either by either: see huge.h. */
+static enum uffd_outcome judge_huge(const struct guest_memory *memory, uint64_t page, uint64_t address, uint64_t size)
+{
+	int present = huge_is_present(memory->pid, address);
+
+	if (present < 0)
+		present = page_states_get(memory->states, page) == PAGE_THERE || huge_page_to_be_had(size);
+	return present ? UFFD_PRESENT : UFFD_NO_MEMORY;
+}
+
+/* A copy of DATA over a huge page's address has failed so. Tries it again before it gives up. */
+static struct uffd_result put_huge_again(struct guest_memory *memory, uint64_t page, uint64_t address, uint64_t size,
+					 const void *data, put_fn put)
+{
+	struct uffd_result r = { .outcome = UFFD_PRESENT };
+
+	for (unsigned i = 0; i < HUGE_TRIES; i++) {
+		if (huge_is_present(memory->pid, address) > 0)
+			return (struct uffd_result){ .outcome = UFFD_PRESENT, .error = -EEXIST };
+		huge_populate(data, size);
+		r = put(memory, address, data, size);
+		if (r.outcome != UFFD_PRESENT && r.outcome != UFFD_NO_MEMORY)
+			return r;
+	}
+	r.outcome = judge_huge(memory, page, address, size);
+	r.error = r.outcome == UFFD_PRESENT ? -EEXIST : -ENOMEM;
+	return r;
+}
+
 static struct supply put_pages(struct guest_memory *memory, uint64_t page, uint64_t count, const void *data, put_fn put)
 {
 	struct supply supply = { .outcome = SUPPLY_DONE };
@@ -114,6 +148,16 @@ static struct supply put_pages(struct guest_memory *memory, uint64_t page, uint6
 		uint64_t length = count - at < limit ? count - at : limit;
 		struct uffd_result r = put(memory, address + at * size, (const char *)data + at * size, length * size);
 
+		if (size > SMALL_PAGE && data && r.done == 0 &&
+		    (r.outcome == UFFD_PRESENT || r.outcome == UFFD_NO_MEMORY))
+			r = put_huge_again(memory, page + at, address + at * size, size, (const char *)data + at * size,
+					   put);
+		if (r.done % size != 0) {
+			/* A part of a page: the memory there is not what the handshake said, and its other parts are not ours to guess. */
+			supply.outcome = SUPPLY_FAILED;
+			supply.error = -EINVAL;
+			return supply;
+		}
 		for (uint64_t done = r.done / size; done > 0; done--, at++) {
 			mark_there(memory, page + at);
 			supply.copied++;
@@ -187,7 +231,10 @@ static void map_huge_zeros(void)
 {
 	void *p = mmap(NULL, 2u << 20, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-	huge_zeros = p == MAP_FAILED ? NULL : p;
+	if (p == MAP_FAILED)
+		return;
+	huge_populate(p, 2u << 20);
+	huge_zeros = p;
 }
 
 struct supply guest_memory_zero(struct guest_memory *memory, uint64_t page)
@@ -208,6 +255,22 @@ struct supply guest_memory_poison(struct guest_memory *memory, uint64_t page)
 	return put_pages(memory, page, 1, NULL, put_poison);
 }
 
+/*
+ * Of one page only [FROM, TO) has been given back. What is there the kernel zeroes itself; but a page that was never supplied would have
+ * to be the image's in one part and zero in the other. Only shared hugetlbfs memory can do this (MADV_REMOVE).
+ */
+static int apply_partial_remove(const struct guest_memory *memory, const struct map_piece *piece, uint64_t at)
+{
+	enum page_state state = page_states_get(memory->states, piece_page(piece, at));
+
+	return state == PAGE_THERE || state == PAGE_REMOVED ? 0 : -EOPNOTSUPP;
+}
+
+static uint64_t round_up(uint64_t address, uint64_t size)
+{
+	return (address + size - 1) & ~(size - 1);
+}
+
 /* Whatever of [START, END) is ours is zero from now on. */
 static int apply_remove(struct guest_memory *memory, uint64_t start, uint64_t end)
 {
@@ -218,8 +281,18 @@ static int apply_remove(struct guest_memory *memory, uint64_t start, uint64_t en
 
 		if (from >= to)
 			continue;
-		int r = page_states_set(memory->states, piece_page(piece, from), (to - from) / piece->page_size,
-					PAGE_REMOVED, &changed);
+		uint64_t first = round_up(from, piece->page_size), last = to & ~(piece->page_size - 1);
+		int r = 0;
+		if (from < first)
+			r = apply_partial_remove(memory, piece, from);
+		if (r == 0 && last < to && last >= from)
+			r = apply_partial_remove(memory, piece, last);
+		if (r < 0)
+			return r;
+		if (first >= last)
+			continue;
+		r = page_states_set(memory->states, piece_page(piece, first), (last - first) / piece->page_size,
+				    PAGE_REMOVED, &changed);
 		if (r < 0)
 			return r;
 		atomic_fetch_add_explicit(&memory->removed_pages, changed, memory_order_relaxed);
@@ -296,7 +369,7 @@ int guest_memory_read(struct guest_memory *memory, struct uffd_msg *messages, si
 	bool events = false;
 	int failed = 0;
 
-	pthread_rwlock_wrlock(&memory->gate);
+	gate_enter_alone(&memory->gate);
 	ssize_t n = read(memory->fd, messages, count * sizeof *messages);
 	int error = n < 0 ? errno : 0;
 	size_t got = n > 0 ? (size_t)n / sizeof *messages : 0;
@@ -313,10 +386,12 @@ int guest_memory_read(struct guest_memory *memory, struct uffd_msg *messages, si
 		pthread_cond_broadcast(&memory->event_read);
 		pthread_mutex_unlock(&memory->event_lock);
 	}
-	if (got > 0 && !failed)
+	if (got > 0 && !failed) {
+		gate_share(&memory->gate);
 		return (int)got;
+	}
 
-	pthread_rwlock_unlock(&memory->gate);
+	gate_leave_alone(&memory->gate);
 	if (failed)
 		return failed;
 	return error == EAGAIN || error == EINTR ? 0 : -error;

@@ -10,19 +10,22 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <sys/types.h>
 
+#include "uffd/gate.h"
 #include "uffd/page_state.h"
 #include "uffd/regions.h"
 #include "uffd/uffd.h"
 
 struct guest_memory {
 	int fd;			/* owned */
+	pid_t pid;		/* of the VMM, to look at its page table; 0: not known */
 	struct region *regions; /* owned; fixed */
 	size_t region_count;
 	uint64_t page_count;
 	struct page_states *states;
 
-	pthread_rwlock_t gate;
+	struct gate gate;
 	struct address_map map; /* changed with the gate held exclusively */
 	bool fixed_map;		/* the map is as at the handshake: pages are found without a search */
 
@@ -38,14 +41,20 @@ struct guest_memory {
 int guest_memory_new(int fd, struct region *regions, size_t count, struct guest_memory **ret);
 void guest_memory_free(struct guest_memory *memory);
 
+/*
+ * The VM has ended: once this returns, nothing is put anywhere any more. Its addresses may soon be those of another VM of the same process,
+ * and the kernel would copy into memory that is registered with that one's userfaultfd just as well.
+ */
+void guest_memory_forget(struct guest_memory *memory);
+
 static inline void guest_memory_enter(struct guest_memory *memory)
 {
-	pthread_rwlock_rdlock(&memory->gate);
+	gate_enter(&memory->gate);
 }
 
 static inline void guest_memory_leave(struct guest_memory *memory)
 {
-	pthread_rwlock_unlock(&memory->gate);
+	gate_leave(&memory->gate);
 }
 
 /* The piece for a page number; the gate is held. NULL: unmapped. */
@@ -82,7 +91,7 @@ struct supply guest_memory_poison(struct guest_memory *memory, uint64_t page);
  * Reads up to COUNT messages and applies the events among them, with the gate held exclusively; the faults are the caller's to serve.
  * FORK: the child is not served. Its absent pages are poisoned, its descriptor is closed and -1 in the message; where the kernel
  * can't poison, the descriptor stays open, or the child would read zeros, and is the caller's. Messages read, and then the gate is
- * still held, until guest_memory_leave; 0: none there; or negative errno.
+ * held shared without a gap, until guest_memory_leave; 0: none there; or negative errno.
  */
 int guest_memory_read(struct guest_memory *memory, struct uffd_msg *messages, size_t count);
 

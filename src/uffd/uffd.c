@@ -11,6 +11,8 @@
 
 #include "base/cleanup.h"
 
+#define SMALL_PAGE 4096
+
 /*
  * The kernel reports twice: by errno, and in the structure, as bytes done or a negative errno. With some bytes done it always
  * says EAGAIN, whether it met a present page or a map that was changing; one more call on the rest tells which.
@@ -113,9 +115,18 @@ int uffd_open(void)
 	return fd < 0 ? -errno : fd;
 }
 
+int uffd_open_user_mode(void)
+{
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+
+	return fd < 0 ? -errno : fd;
+}
+
 int uffd_probe_features(uint64_t *ret_features, struct error *err)
 {
 	_cleanup_close_ int fd = uffd_open();
+	if (fd == -EPERM)
+		fd = uffd_open_user_mode();
 	if (fd == -ENOSYS)
 		return error_set(err, fd, "no_userfaultfd",
 				 "this kernel has no userfaultfd: it needs CONFIG_USERFAULTFD=y");
@@ -169,13 +180,18 @@ int uffd_register_missing(int fd, uint64_t address, uint64_t length)
 	return ioctl(fd, UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
 }
 
+/*
+ * A copy from an address that nobody can map: unregistered memory says ENOENT before the source is read, registered
+ * memory says EFAULT, or EEXIST where the page is there; EINVAL where LENGTH is less than its page.
+ */
+static struct uffd_result probe(int fd, uint64_t address, uint64_t length)
+{
+	return uffd_copy(fd, address, (const void *)(uintptr_t)0x1000, length, true);
+}
+
 int uffd_is_registered(int fd, uint64_t address, uint64_t page_size)
 {
-	/*
-	 * A copy from an address that nobody can map: unregistered memory says ENOENT before the source is read, registered
-	 * memory says EFAULT, or EEXIST where the page is there.
-	 */
-	struct uffd_result r = uffd_copy(fd, address, (const void *)(uintptr_t)0x1000, page_size, true);
+	struct uffd_result r = probe(fd, address, page_size);
 
 	switch (r.outcome) {
 	case UFFD_UNMAPPED:
@@ -183,8 +199,44 @@ int uffd_is_registered(int fd, uint64_t address, uint64_t page_size)
 	case UFFD_BAD_SOURCE:
 	case UFFD_PRESENT:
 	case UFFD_CHANGING:
+	case UFFD_NO_MEMORY: /* the pool of huge pages is empty, which matters only to memory that is registered */
 		return 1;
 	default:
 		return r.error ?: -EINVAL;
 	}
+}
+
+/* A sure answer for one page; 1 where there is nothing to say about. */
+static int is_page_size(int fd, uint64_t address, uint64_t page_size)
+{
+	struct uffd_result r = probe(fd, address, SMALL_PAGE);
+	bool larger = r.error == -EINVAL;
+
+	switch (r.outcome) {
+	case UFFD_UNMAPPED:
+	case UFFD_CHANGING:
+		return 1;
+	case UFFD_GONE:
+		return r.error;
+	default:
+		return larger == (page_size > SMALL_PAGE);
+	}
+}
+
+int uffd_has_page_size(int fd, uint64_t address, uint64_t length, uint64_t page_size)
+{
+	/* Huge pages are probed with too short a length, which takes none from their pool: some 200 µs for each GiB. */
+	uint64_t step = page_size > SMALL_PAGE ? page_size : (length / 2 & ~(page_size - 1)) ?: page_size;
+
+	for (uint64_t at = 0; at < length; at += step) {
+		int r = is_page_size(fd, address + at, page_size);
+		if (r <= 0)
+			return r;
+	}
+	if (page_size == SMALL_PAGE)
+		return is_page_size(fd, address + length - page_size, page_size);
+
+	/* Larger ones still, of 1 GiB, refuse its length as well. */
+	struct uffd_result r = probe(fd, address, page_size);
+	return r.error != -EINVAL;
 }

@@ -45,7 +45,13 @@ bool uffd_is_userfaultfd(int fd);
 /* Non-blocking, close-on-exec, able to serve kernel-mode faults: by system call, else by /dev/userfaultfd. fd or negative errno. */
 int uffd_open(void);
 
-/* Features that this kernel knows, by UFFDIO_API on a descriptor of our own. */
+/* The same for faults in user mode alone, which every user may have: no KVM, no system calls on absent pages. fd or negative errno. */
+int uffd_open_user_mode(void);
+
+/*
+ * Features that this kernel knows, by UFFDIO_API on a descriptor of our own; one for user mode will do, as it is the VMMs' descriptors
+ * that are served.
+ */
 int uffd_probe_features(uint64_t *ret_features, struct error *err);
 
 /*
@@ -61,3 +67,9 @@ int uffd_register_missing(int fd, uint64_t address, uint64_t length);
 
 /* Whether the page at ADDRESS is in memory registered with FD, found out without changing it. 1, 0, or negative errno. */
 int uffd_is_registered(int fd, uint64_t address, uint64_t page_size);
+
+/*
+ * Whether the registered memory in a region has pages of PAGE_SIZE, all of it where they are huge, a few samples where they are small (a
+ * huge page among them only fails to be supplied). 1; 0: it has others; or negative errno. What is not registered does not count.
+ */
+int uffd_has_page_size(int fd, uint64_t address, uint64_t length, uint64_t page_size);

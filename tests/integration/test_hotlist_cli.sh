@@ -157,7 +157,7 @@ json '[(p["region"], p["offset"]) for p in j["pages"]] == [(0, 0), (1, 8192)]'
 run 2 convert three.hpl x
 complains '--to is missing'
 run 2 convert three.hpl x --to xml
-complains 'use hpl1, json or csv'
+complains "'hpl1', 'json' or 'csv', not 'xml'"
 run 1 convert bad x --to csv
 [[ ! -e x ]] || fail "x was written"
 run 1 convert three.hpl none/x --to csv

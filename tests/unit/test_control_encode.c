@@ -23,9 +23,9 @@ static double number(const json_t *object, const char *name)
 
 static void fork_before_its_handshake_has_nulls(void **state)
 {
-	static const char *const nulls[] = { "pid",	     "error",	 "handshake", "pager_cpu",
-					     "connected_ms", "ready_ms", "gone_ms",   "hot_list" };
-	struct fork_info info = { .id = "a1", .template = "base", .socket = "/run/a1.uffd", .pager_cpu = -1 };
+	static const char *const nulls[] = { "pid",	 "error",   "handshake", "connected_ms",
+					     "ready_ms", "gone_ms", "hot_list" };
+	struct fork_info info = { .id = "a1", .template = "base", .socket = "/run/a1.uffd" };
 	json_t *fork = encode_fork(&info);
 
 	(void)state;
@@ -49,7 +49,8 @@ static void numbers_of_a_fork_have_their_units(void **state)
 		.state = FORK_READY,
 		.socket = "/s",
 		.pid = 42,
-		.pager_cpu = 0,
+		.pager_cpus = { 3, 1 },
+		.pager_count = 2,
 		.faults = 7,
 		.prefetch_ns = 12345678,
 		.stall_ns = 1500,
@@ -64,7 +65,10 @@ static void numbers_of_a_fork_have_their_units(void **state)
 	assert_non_null(fork);
 	assert_true(number(fork, "faults") == 7);
 	assert_true(number(fork, "pid") == 42);
-	assert_true(number(fork, "pager_cpu") == 0);
+	json_t *cpus = json_object_get(fork, "pager_cpus");
+	assert_int_equal(json_array_size(cpus), 2);
+	assert_int_equal(json_integer_value(json_array_get(cpus, 0)), 3);
+	assert_int_equal(json_integer_value(json_array_get(cpus, 1)), 1);
 	assert_true(number(fork, "prefetch_ms") == 12.346);
 	assert_true(number(fork, "stall_ms") == 0.002);
 	assert_true(number(fork, "stall_p50_us") == 9.504);

@@ -296,6 +296,24 @@ static void body_comes_in_pieces_and_is_bounded(void **state)
 	free(piece);
 }
 
+/* Three bytes of text would become 200 of the parser's. Commas in strings are no values. */
+static void bodies_of_many_values_are_refused(void **state)
+{
+	static char text[3 * REQUEST_VALUES_MAX + 100];
+	size_t n = (size_t)sprintf(text, "{\"name\":[");
+
+	(void)state;
+	for (int i = 0; i < REQUEST_VALUES_MAX; i++)
+		n += (size_t)sprintf(text + n, "%s{}", i ? "," : "");
+	strcpy(text + n, "]}");
+	assert_body_refused(text, "bad_json", "more than 256 values");
+
+	n = (size_t)sprintf(text, "{\"name\":\"");
+	memset(text + n, ',', 2 * REQUEST_VALUES_MAX);
+	strcpy(text + n + 2 * REQUEST_VALUES_MAX, "\",\"path\":7}");
+	assert_body_refused(text, "bad_member", "'path'");
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -309,6 +327,7 @@ int main(void)
 		cmocka_unit_test(good_body_is_read),
 		cmocka_unit_test(missing_members_leave_values_alone),
 		cmocka_unit_test(bad_bodies_are_refused),
+		cmocka_unit_test(bodies_of_many_values_are_refused),
 		cmocka_unit_test(embedded_nul_is_refused),
 		cmocka_unit_test(body_comes_in_pieces_and_is_bounded),
 	};

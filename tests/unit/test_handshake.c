@@ -356,6 +356,73 @@ static void test_scan_wrong_beginnings(void **state)
 	assert_int_equal(scan_all(" \n"), HANDSHAKE_INCOMPLETE);
 }
 
+/* What the JSON library holds; the size of each block stands in front of it. */
+static size_t held, held_most;
+
+static void *counting_malloc(size_t size)
+{
+	max_align_t *block = malloc(sizeof *block + size);
+
+	assert_non_null(block);
+	*(size_t *)block = size;
+	held += size;
+	if (held > held_most)
+		held_most = held;
+	return block + 1;
+}
+
+static void counting_free(void *data)
+{
+	max_align_t *block = (max_align_t *)data - 1;
+
+	if (!data)
+		return;
+	held -= *(size_t *)block;
+	free(block);
+}
+
+/* "[{},{},…{}]" of COUNT values. The caller frees. */
+static char *many_values(size_t count)
+{
+	char *text = malloc(3 * count + 2);
+
+	assert_non_null(text);
+	for (size_t i = 0; i < count; i++)
+		memcpy(text + 3 * i, ",{}", 3);
+	text[0] = '[';
+	strcpy(text + 3 * count, "]");
+	return text;
+}
+
+/* Three bytes of text become 200 of the parser's: a text of 1 MiB must not become 80. */
+static void memory_for_a_handshake_is_bounded(void **state)
+{
+	const size_t counts[] = { HANDSHAKE_MAX_BYTES / 3 - 1, HANDSHAKE_MAX_VALUES, HANDSHAKE_MAX_VALUES / 2 };
+	json_malloc_t old_malloc;
+	json_free_t old_free;
+
+	(void)state;
+	json_get_alloc_funcs(&old_malloc, &old_free);
+	json_set_alloc_funcs(counting_malloc, counting_free);
+	for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+		char *text = many_values(counts[i]);
+
+		held_most = 0;
+		if (2 * counts[i] > HANDSHAKE_MAX_VALUES) {
+			refused(text,
+				"the handshake holds more than 17408 values; 1024 regions, which is the most that are served, need "
+				"fewer");
+			assert_int_equal(held_most, 0);
+		} else {
+			refused(text, "the handshake names 8704 regions; at most 1024 are served");
+			assert_in_range(held_most, 1, 4 << 20);
+		}
+		assert_int_equal(held, 0);
+		free(text);
+	}
+	json_set_alloc_funcs(old_malloc, old_free);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {

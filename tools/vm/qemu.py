@@ -143,10 +143,14 @@ class Vm:
         self.qmp.greet()
         self.qmp.execute("migrate-set-capabilities", capabilities=CAPABILITIES)
 
-    def resume(self, state):
-        """Loads the devices' state and lets the guest run."""
+    def load(self, state):
+        """Loads the devices' state; the guest stands still."""
         self.qmp.execute("migrate-incoming", uri=f"exec:cat {state}")
         self.qmp.wait_migrated()
+
+    def resume(self, state):
+        """Loads the devices' state and lets the guest run."""
+        self.load(state)
         self.resumed = time.monotonic()
         self.qmp.execute("cont")
 

@@ -1,0 +1,46 @@
+/* The server that is measured: a `faultline serve` of the run's own, and what is asked of it over its API. */
+#pragma once
+
+#include <jansson.h>
+#include <stdint.h>
+
+#include "bench/bench.h"
+#include "bench/image.h"
+#include "bench/process.h"
+
+#define SOCKET_PATH_SIZE 108
+
+struct bench_server {
+	struct processes *processes;
+	const struct bench_api *api;
+	void *client;
+	struct process *process;
+	int pidfd;
+};
+
+/* Starts it in DIR/run and returns when it serves. */
+int bench_server_start(struct processes *processes, const struct bench_options *options, const char *dir,
+		       struct bench_server *ret, struct error *err);
+/* It must end with status 0. */
+int bench_server_stop(struct bench_server *server, struct error *err);
+/* Leaves the process to processes_close. Twice is fine. */
+void bench_server_drop(struct bench_server *server);
+
+int bench_server_add_template(struct bench_server *server, const char *name, const struct bench_image *image,
+			      struct error *err);
+/* HOT_LIST: prefetched eagerly; NULL: nothing is prefetched. */
+int bench_server_create_fork(struct bench_server *server, const char *template, const char *id, const char *hot_list,
+			     char ret_socket[static SOCKET_PATH_SIZE], struct error *err);
+/* Waits for "connected", "prefetched" or "gone"; RET (may be NULL) is the fork as it was then. */
+int bench_server_wait_fork(struct bench_server *server, const char *id, const char *milestone, json_t **ret,
+			   struct error *err);
+int bench_server_show_fork(struct bench_server *server, const char *id, json_t **ret, struct error *err);
+/* Waits until it is gone, and removes it. */
+int bench_server_end_fork(struct bench_server *server, const char *id, struct error *err);
+
+/* Memory of its own that is resident (RssAnon), in bytes. */
+int bench_server_memory(const struct bench_server *server, double *ret, struct error *err);
+/* CPU time that it has used so far. */
+int bench_server_cpu_ns(const struct bench_server *server, uint64_t *ret, struct error *err);
+/* How many descriptors it holds. */
+int bench_server_fd_count(const struct bench_server *server, unsigned *ret, struct error *err);

@@ -1,0 +1,586 @@
+/* faultline replay: a trace of a real guest's first touches against a server, or against none; every page checked. */
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <inttypes.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "cli/cli.h"
+#include "cli/commands.h"
+#include "cli/options.h"
+#include "cli/replay.h"
+#include "hotlist/hotlist.h"
+#include "replay/content.h"
+#include "replay/list.h"
+
+#define RUNS_MAX 10000
+/* Of an evicted image, so much may still be in memory: what the kernel reads around a page that others look at. */
+#define COLD_PERMILLE 20
+
+/* ---- options ---- */
+
+static bool parse_whole(const char *text, uint64_t max, uint64_t *ret)
+{
+	char *end;
+
+	errno = 0;
+	unsigned long long value = strtoull(text, &end, 10);
+	if (*text < '0' || *text > '9' || *end || errno || value > max)
+		return false;
+	*ret = value;
+	return true;
+}
+
+static int parse_cpus(struct replay_job *job, const char *list)
+{
+	cpu_set_t allowed;
+	const char *p = list;
+
+	if (sched_getaffinity(0, sizeof allowed, &allowed) < 0)
+		return cli_usage_error(job->args, "--pin can't be had: %s", strerror(errno));
+	job->cpus = calloc(strlen(list) / 2 + 1, sizeof *job->cpus);
+	while (job->cpus) {
+		char *end;
+		unsigned long cpu = strtoul(p, &end, 10);
+
+		if (*p < '0' || *p > '9' || (*end && *end != ','))
+			return cli_usage_error(job->args, "--pin is a list of CPUs like 0,1, not '%s'", list);
+		if (cpu >= CPU_SETSIZE || !CPU_ISSET(cpu, &allowed))
+			return cli_usage_error(job->args, "--pin names CPU %.*s, which is not there for this process",
+					       (int)(end - p), p);
+		job->cpus[job->cpu_count++] = (int)cpu;
+		if (!*end)
+			return EXIT_OK;
+		p = end + 1;
+	}
+	cli_error("there is not enough memory");
+	return EXIT_FAILED;
+}
+
+static int parse_numbers(struct replay_job *job)
+{
+	const char *runs = cli_value(job->args, "runs"), *seed = cli_value(job->args, "seed");
+	const char *pin = cli_value(job->args, "pin");
+	uint64_t number = 1;
+
+	if (runs && (!parse_whole(runs, RUNS_MAX, &number) || !number))
+		return cli_usage_error(job->args, "--runs is a number from 1 to %d, not '%s'", RUNS_MAX, runs);
+	job->runs = (unsigned)number;
+	job->seed = CONTENT_DEFAULT_SEED;
+	if (seed && !parse_whole(seed, UINT64_MAX, &job->seed))
+		return cli_usage_error(job->args, "--seed is a whole number, not '%s'", seed);
+	return pin ? parse_cpus(job, pin) : EXIT_OK;
+}
+
+static int parse_source(struct replay_job *job)
+{
+	static const struct {
+		const char *option;
+		enum replay_source source;
+	} sources[] = {
+		{ "serve", SOURCE_OWN_SERVER }, { "run-dir", SOURCE_RUN_DIR }, { "socket", SOURCE_SOCKET },
+		{ "plain", SOURCE_PLAIN },	{ "present", SOURCE_PRESENT },
+	};
+	const char *run_dir = getenv("FAULTLINE_RUN_DIR"), *chosen = NULL;
+
+	for (size_t i = 0; i < sizeof sources / sizeof *sources; i++) {
+		if (!cli_value(job->args, sources[i].option))
+			continue;
+		if (chosen)
+			return cli_usage_error(job->args, "--%s and --%s exclude each other", chosen, sources[i].option);
+		chosen = sources[i].option;
+		job->source = sources[i].source;
+	}
+	if (!chosen && run_dir && *run_dir)
+		job->source = SOURCE_RUN_DIR;
+	job->api.run_dir = cli_value(job->args, "run-dir");
+	return EXIT_OK;
+}
+
+/* Whether the pages come from a faultline server that can be asked for things. */
+static bool has_api(const struct replay_job *job)
+{
+	return job->source == SOURCE_OWN_SERVER || job->source == SOURCE_RUN_DIR;
+}
+
+static int check_source_options(struct replay_job *job)
+{
+	static const char *const api_only[] = { "prefetch", "hot-list", "no-wait", "record" };
+	const struct cli_args *args = job->args;
+
+	for (size_t i = 0; !has_api(job) && i < sizeof api_only / sizeof *api_only; i++)
+		if (cli_value(args, api_only[i]))
+			return cli_usage_error(args, "--%s needs a faultline server: use it with --serve or --run-dir",
+					       api_only[i]);
+	if (job->source != SOURCE_OWN_SERVER && cli_value(args, "cpus"))
+		return cli_usage_error(args, "--cpus is for a server of the replay's own (--serve)");
+	if (job->source == SOURCE_SOCKET && !cli_value(args, "template"))
+		return cli_usage_error(args, "--socket needs --template FILE: the image that the server supplies, made "
+					     "with --make-template");
+	if (job->source == SOURCE_SOCKET && job->runs > 1)
+		return cli_usage_error(args, "--socket takes one run: a fork's socket is for one VM");
+	if (job->source == SOURCE_PRESENT && job->cold)
+		return cli_usage_error(args, "--cold and --present exclude each other");
+	return EXIT_OK;
+}
+
+static int parse_prefetch(struct replay_job *job)
+{
+	const struct cli_args *args = job->args;
+	const char *mode = cli_value(args, "prefetch"), *list = cli_value(args, "hot-list");
+
+	job->prefetch = mode ? !strcmp(mode, "eager") : list != NULL;
+	job->wait = !cli_value(args, "no-wait");
+	job->record = cli_value(args, "record") != NULL;
+	if (job->prefetch && !list)
+		return cli_usage_error(args,
+				       "--prefetch eager needs --hot-list LIST; --write-hot-list makes one of a trace");
+	if (list && !job->prefetch)
+		return cli_usage_error(args, "--hot-list is of no use with --prefetch off");
+	if (!job->wait && !job->prefetch)
+		return cli_usage_error(args, "--no-wait is of no use without --hot-list");
+	if (job->record != (cli_value(args, "output") != NULL))
+		return cli_usage_error(args, "--record and -o FILE go together: where the recording is saved");
+	return EXIT_OK;
+}
+
+static int parse_options(struct replay_job *job)
+{
+	const char *vcpus = cli_value(job->args, "vcpus") ?: "waiting";
+	int exit_code = parse_numbers(job);
+
+	job->vcpus = !strcmp(vcpus, "independent") ? REPLAY_INDEPENDENT
+		     : !strcmp(vcpus, "one")	   ? REPLAY_ONE
+						   : REPLAY_WAITING;
+	job->cold = cli_value(job->args, "cold") != NULL;
+	if (exit_code == EXIT_OK)
+		exit_code = parse_source(job);
+	if (exit_code == EXIT_OK)
+		exit_code = parse_prefetch(job);
+	return exit_code == EXIT_OK ? check_source_options(job) : exit_code;
+}
+
+/* ---- the image ---- */
+
+static int image_failed(const char *path, struct error *err)
+{
+	return error_set(err, -errno, "io_error", "cannot use the memory image %s: %s", path, strerror(errno));
+}
+
+/* Reads all of it, so that it is in the page cache. */
+static int warm_image(const char *path, struct error *err)
+{
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+	_cleanup_free_ char *buffer = malloc(1 << 20);
+	off_t at = 0;
+	ssize_t n;
+
+	if (fd < 0 || !buffer)
+		return image_failed(path, err);
+	while ((at = lseek(fd, at, SEEK_DATA)) >= 0) {
+		while ((n = pread(fd, buffer, 1 << 20, at)) > 0) {
+			off_t next = lseek(fd, at + n, SEEK_DATA);
+
+			if (next != at + n)
+				break;
+			at = next;
+		}
+		if (n < 0)
+			return image_failed(path, err);
+		at += n;
+	}
+	return errno == ENXIO ? 0 : image_failed(path, err);
+}
+
+/* How much of the file is in the page cache. */
+static uint64_t count_resident(int fd, uint64_t pages)
+{
+	_cleanup_free_ unsigned char *present = malloc(pages);
+	void *p = mmap(NULL, pages * TRACE_PAGE, PROT_READ, MAP_SHARED, fd, 0);
+	uint64_t count = 0;
+
+	if (present && p != MAP_FAILED && mincore(p, pages * TRACE_PAGE, present) == 0)
+		for (uint64_t i = 0; i < pages; i++)
+			count += present[i] & 1;
+	if (p != MAP_FAILED)
+		munmap(p, pages * TRACE_PAGE);
+	return count;
+}
+
+static int evict_image(const struct replay_job *job, struct error *err)
+{
+	_cleanup_close_ int fd = open(job->template, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0 || fsync(fd) < 0)
+		return image_failed(job->template, err);
+	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+	uint64_t resident = count_resident(fd, job->image->pages);
+	if (resident * 1000 > job->image->nonzero * COLD_PERMILLE)
+		return error_set(err, -EBUSY, "not_cold",
+				 "%" PRIu64
+				 " pages of %s stay in the page cache, so --cold can't be had: it is on a file system in "
+				 "memory, or somebody else uses it; TMPDIR or --template name another place",
+				 resident, job->template);
+	return 0;
+}
+
+static int check_template_size(const struct replay_job *job, struct error *err)
+{
+	struct stat st;
+
+	if (stat(job->template, &st) < 0)
+		return image_failed(job->template, err);
+	if ((uint64_t)st.st_size != job->image->pages * TRACE_PAGE)
+		return error_set(err, -EINVAL, "bad_template",
+				 "%s has %jd bytes, but the trace's image has %" PRIu64 ": make it with --make-template",
+				 job->template, (intmax_t)st.st_size, job->image->pages * TRACE_PAGE);
+	return 0;
+}
+
+static int prepare_image(struct replay_job *job, struct error *err)
+{
+	const char *path = cli_value(job->args, "template");
+	int r;
+
+	if (job->source == SOURCE_PRESENT)
+		return 0;
+	if (path) {
+		job->template = strdup(path);
+		if (!job->template)
+			return error_set(err, -ENOMEM, "no_memory", "there is not enough memory");
+		r = check_template_size(job, err);
+		return r < 0 || job->cold ? r : warm_image(path, err);
+	}
+	r = replay_make_dir(job, err);
+	if (r < 0)
+		return r;
+	if (asprintf(&job->template, "%s/image", job->dir) < 0)
+		return error_set(err, -ENOMEM, "no_memory", "there is not enough memory");
+	job->own_template = true;
+	return content_make_template(job->template, job->image, job->seed, err);
+}
+
+/* ---- runs ---- */
+
+/* The part of a run in which the guest lives. */
+static int run_guest(struct replay_job *job, unsigned number, const char *socket, struct error *err)
+{
+	static const enum replay_memory memories[] = {
+		[SOURCE_OWN_SERVER] = REPLAY_SERVED, [SOURCE_RUN_DIR] = REPLAY_SERVED,	[SOURCE_SOCKET] = REPLAY_SERVED,
+		[SOURCE_PLAIN] = REPLAY_PLAIN,	     [SOURCE_PRESENT] = REPLAY_PRESENT,
+	};
+	struct replay_config config = {
+		.trace = job->trace,
+		.image = job->image,
+		.seed = job->seed,
+		.memory = memories[job->source],
+		.vcpus = job->vcpus,
+		.template_path = job->template,
+		.socket = socket,
+		.answers = has_api(job),
+		.cpus = job->cpus,
+		.cpu_count = job->cpu_count,
+		.interrupt_fd = job->signals,
+	};
+	struct replay_done *done = &job->done[number];
+	_cleanup_replay_guest_ struct replay_guest *guest = NULL;
+	int r = replay_start(&config, &guest, err);
+
+	if (r >= 0 && job->prefetch && job->wait)
+		r = replay_fork_await_prefetched(job, number, err);
+	if (r >= 0)
+		r = replay_run(guest, &done->result, err);
+	/* Before its process is gone, so that the fork still stands as it was. */
+	if (r >= 0 && has_api(job))
+		r = replay_fork_finish(job, number, &done->server, err);
+	return r;
+}
+
+static int check_result(const struct replay_job *job, unsigned number, struct error *err)
+{
+	const struct replay_wrong *wrong = &job->done[number].result.wrong;
+	char more[64] = "";
+
+	if (!wrong->count)
+		return 0;
+	if (wrong->count > 1)
+		snprintf(more, sizeof more, "; %zu other pages are wrong as well", wrong->count - 1);
+	return error_set(err, -EBADMSG, "wrong_page",
+			 "run %u: page %" PRIu64 " (offset 0x%" PRIx64
+			 ") is wrong from byte %u on, where a word is 0x%016" PRIx64 " and should be 0x%016" PRIx64
+			 ": %s%s",
+			 number + 1, wrong->page, wrong->page * TRACE_PAGE, wrong->byte, wrong->found, wrong->expected,
+			 wrong->what, more);
+}
+
+static int run_once(struct replay_job *job, unsigned number, struct error *err)
+{
+	_cleanup_free_ char *socket = NULL;
+	int r = 0;
+
+	if (job->cold) {
+		/* A server keeps its templates' images mapped. */
+		r = replay_template_remove(job, err);
+		if (r >= 0)
+			r = evict_image(job, err);
+	}
+	if (r >= 0 && has_api(job))
+		r = replay_fork_create(job, number, &socket, err);
+	if (r >= 0)
+		r = run_guest(job, number, has_api(job) ? socket : cli_value(job->args, "socket"), err);
+	return r < 0 ? r : check_result(job, number, err);
+}
+
+static int run_all(struct replay_job *job, struct error *err)
+{
+	bool progress = isatty(STDERR_FILENO) && job->runs > 1;
+	int r = 0;
+
+	job->done = calloc(job->runs, sizeof *job->done);
+	if (!job->done)
+		return error_set(err, -ENOMEM, "no_memory", "there is not enough memory for %u runs", job->runs);
+	for (unsigned number = 0; r >= 0 && number < job->runs; number++) {
+		if (progress)
+			fprintf(stderr, "\rrun %u of %u ", number + 1, job->runs);
+		r = run_once(job, number, err);
+		job->done_count += r >= 0;
+	}
+	if (progress)
+		fputs("\r\033[K", stderr);
+	return r;
+}
+
+/* ---- the whole ---- */
+
+static int load(struct replay_job *job, struct error *err)
+{
+	_cleanup_free_ char *path = NULL;
+	const char *bitmap = cli_value(job->args, "nonzero");
+	int r = trace_load(job->trace_path, &job->trace, err);
+
+	if (r < 0)
+		return r;
+	if (!bitmap)
+		bitmap = path = trace_image_path(job->trace_path);
+	if (!bitmap)
+		return error_set(err, -ENOMEM, "no_memory", "there is not enough memory");
+	r = trace_image_load(bitmap, &job->image, err);
+	return r < 0 ? r : trace_check_image(job->trace, job->image, err);
+}
+
+/* Interruptions come as something to read, so that whatever was begun is ended in order. */
+static void catch_signals(struct replay_job *job)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGHUP);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	job->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	/* A limit on file sizes (ulimit -f) shall be an error that is reported and cleaned up after, not a death. */
+	signal(SIGXFSZ, SIG_IGN);
+}
+
+static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *where)
+{
+	(void)st;
+	(void)type;
+	(void)where;
+	return remove(path);
+}
+
+static void remove_files(const struct replay_job *job)
+{
+	if (job->dir)
+		nftw(job->dir, remove_entry, 8, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
+}
+
+static void job_clear(struct replay_job *job)
+{
+	for (unsigned i = 0; job->done && i < job->runs; i++)
+		json_decref(job->done[i].server);
+	free(job->done);
+	trace_free(job->trace);
+	trace_image_free(job->image);
+	free(job->cpus);
+	free(job->template);
+	free(job->run_dir);
+	free(job->dir);
+	cleanup_close(&job->signals);
+}
+
+static int replay(struct replay_job *job, struct error *err)
+{
+	struct error ignored;
+	int r = load(job, err);
+
+	if (r >= 0)
+		r = prepare_image(job, err);
+	if (r >= 0 && job->source == SOURCE_OWN_SERVER)
+		r = replay_server_start(job, err);
+	if (r >= 0)
+		r = run_all(job, err);
+	/* Whatever came before: nothing of ours stays behind. The first failure is the one to tell. */
+	int removed = replay_template_remove(job, r < 0 ? &ignored : err);
+	r = r < 0 ? r : removed;
+	int stopped = replay_server_stop(job, r < 0 ? &ignored : err);
+	return r < 0 ? r : stopped;
+}
+
+/* What needs no guest: files made of the trace. */
+static int write_files(struct replay_job *job, struct error *err)
+{
+	const char *template = cli_value(job->args, "make-template"),
+		   *list_path = cli_value(job->args, "write-hot-list");
+	_cleanup_hotlist_ struct hotlist *list = NULL;
+	enum hotlist_format format = HOTLIST_HPL1;
+	int r = 0;
+
+	if (template) {
+		r = load(job, err);
+		return r < 0 ? r : content_make_template(template, job->image, job->seed, err);
+	}
+	if (cli_value(job->args, "format"))
+		r = hotlist_format_parse(cli_value(job->args, "format"), &format, err);
+	if (r >= 0)
+		r = trace_load(job->trace_path, &job->trace, err);
+	if (r >= 0)
+		r = trace_hot_list(job->trace, &list, err);
+	return r < 0 ? r : hotlist_save(list, format, list_path, err);
+}
+
+static int finish(struct replay_job *job, int r, const struct error *err)
+{
+	int signal_number = r < 0 && !strcmp(err->code, "interrupted") ? replay_interrupted(job) : 0, exit_code;
+
+	if (r >= 0) {
+		exit_code = job->done ? replay_report(job) : EXIT_OK;
+	} else if (signal_number) {
+		exit_code = 128 + signal_number;
+	} else {
+		exit_code = cli_fail(job->args->json, err);
+		if (!job->args->json)
+			replay_server_show_log(job);
+	}
+	return exit_code;
+}
+
+static int run(const struct cli_args *args)
+{
+	struct replay_job job = {
+		.args = args, .trace_path = args->arguments[0], .api = *args, .signals = -1, .server_pidfd = -1
+	};
+	bool files = cli_value(args, "make-template") || cli_value(args, "write-hot-list");
+	struct error err = { 0 };
+	int exit_code;
+
+	if (cli_value(args, "make-template") && cli_value(args, "write-hot-list"))
+		return cli_usage_error(args, "--make-template and --write-hot-list exclude each other");
+	exit_code = parse_options(&job);
+	if (exit_code == EXIT_OK) {
+		snprintf(job.name, sizeof job.name, "replay-%d", (int)getpid());
+		catch_signals(&job);
+		int r = files ? write_files(&job, &err) : replay(&job, &err);
+		exit_code = finish(&job, r, &err);
+		remove_files(&job);
+	}
+	job_clear(&job);
+	return exit_code;
+}
+
+static const struct cli_option options[] = {
+	{ .name = "serve",
+	  .help = "against a page server of its own, started for this (the default without a run directory)" },
+	{ .name = "run-dir",
+	  .value = "DIR",
+	  .help = "against the page server in DIR (default: $FAULTLINE_RUN_DIR, where that is set)",
+	  .manual = "The image becomes a template there, under a name of the replay's own, and is removed afterwards." },
+	{ .name = "socket",
+	  .value = "PATH",
+	  .help = "against any server that listens there and speaks Firecracker's handshake; needs --template",
+	  .complete = "@file" },
+	{ .name = "plain", .help = "against no server: a private mapping of the image" },
+	{ .name = "present", .help = "against no server, with every page there before: what the replay itself costs" },
+	{ .name = "vcpus",
+	  .value = "HOW",
+	  .help = "waiting (default): for each other, independent, or one: all in one thread",
+	  .words = "waiting independent one" },
+	{ .name = "pin",
+	  .value = "LIST",
+	  .help = "CPUs that the vCPUs' threads stand on, in turn, like 0,1",
+	  .complete = "" },
+	{ .name = "cpus",
+	  .value = "LIST",
+	  .help = "CPUs that the pagers of the replay's own server stand on",
+	  .complete = "" },
+	{ .name = "runs",
+	  .value = "N",
+	  .help = "so many runs, each a new guest; with their median and spread",
+	  .complete = "" },
+	{ .name = "cold", .help = "put the image out of the page cache before each run" },
+	{ .name = "prefetch",
+	  .value = "MODE",
+	  .help = "eager: all of the hot list, before the guest runs; off: none",
+	  .words = "eager off" },
+	{ .name = "hot-list", .value = "LIST", .help = "what to prefetch", .complete = "@file" },
+	{ .name = "no-wait", .help = "let the guest run while its pages are prefetched" },
+	{ .name = "record", .help = "record the guest, and save the list in -o FILE: the last run's" },
+	{ .name = "output", .letter = 'o', .value = "FILE", .help = "where the recording goes", .complete = "@file" },
+	{ .name = "format",
+	  .value = "FORMAT",
+	  .help = "of the lists that are written: hpl1 (default), json or csv",
+	  .words = "hpl1 json csv" },
+	{ .name = "template",
+	  .value = "FILE",
+	  .help = "the memory image (default: one is made for this in $TMPDIR, and removed)",
+	  .complete = "@file" },
+	{ .name = "nonzero",
+	  .value = "FILE",
+	  .help = "the bitmap of pages with data (default: NAME.nonzero.gz for NAME.csv.gz)",
+	  .complete = "@file" },
+	{ .name = "seed", .value = "N", .help = "what the image's pages hold depends on it (default: 1)", .complete = "" },
+	{ .name = "make-template",
+	  .value = "FILE",
+	  .help = "only write the trace's memory image to FILE, for --template",
+	  .complete = "@file" },
+	{ .name = "write-hot-list",
+	  .value = "FILE",
+	  .help = "only write the trace's pages to FILE, as a hot list",
+	  .complete = "@file" },
+	{ .name = "json", .help = "print JSON, and errors as JSON on stderr" },
+	{ 0 },
+};
+
+static const struct cli_action actions[] = {
+	{ .name = "", .arguments = "TRACE", .summary = "", .options = options, .run = run, .complete = "@file" },
+	{ 0 },
+};
+
+const struct cli_command replay_command = {
+	.name = "replay",
+	.brief = "replay the first touches of a real guest, against a server or none",
+	.summary = "Replays a trace of a real guest's first touches, and says what its pages' arrival has cost.",
+	.details =
+		"Threads touch pages when the trace's vCPUs did, and spin in between, as running vCPUs do. Every byte of every\n"
+		"page is checked: the memory image is made for the trace, and each page holds what no other does. A page that\n"
+		"is wrong is named, with exit status 1.",
+	.actions = actions,
+	.manual =
+		"A stall delays whatever comes later, on the other vCPUs too: a touch starts at its time in the trace plus the "
+		"largest lag that any touch has had, and not before all touches that came 50 µs earlier have ended.\n\n"
+		"How a trace is recorded is described in docs/traces.md; some are in traces/.",
+	.examples = "    faultline replay traces/gcc-compile.2.csv.gz --runs 5 --pin 0,1\n\n"
+		    "    faultline replay traces/gcc-compile.1.csv.gz --write-hot-list gcc.hpl1\n\n"
+		    "    faultline replay traces/gcc-compile.2.csv.gz --runs 5 --pin 0,1 --hot-list gcc.hpl1",
+};

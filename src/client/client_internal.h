@@ -1,0 +1,9 @@
+/* What the files of libfaultline know of a client besides client.c. */
+#pragma once
+
+#include "client/handover.h"
+#include "faultline/client.h"
+
+/* Its mappings in their order. */
+size_t client_region_count(const struct faultline_client *client);
+struct handover_region client_region(const struct faultline_client *client, size_t index);

@@ -1,0 +1,206 @@
+/* One demand fault: from where its bytes come, and what came of putting them in. */
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "serve/pager_internal.h"
+
+/* Faults outside a fork's regions without an event that would explain them. A page that moves gives a few. */
+#define STRAYS_MAX 1000
+
+/* Later, once the guest's map has stopped changing. */
+static void try_again(struct watcher *w, struct session *s, uint64_t address, uint64_t read_ns)
+{
+	if (w) {
+		watcher_defer(w, address, read_ns);
+		return;
+	}
+	const struct map_piece *piece = address_map_find(&s->memory->map, address);
+	if (piece)
+		uffd_wake(s->memory->fd, address & ~(piece->page_size - 1), piece->page_size);
+}
+
+void poison(struct watcher *w, struct session *s, uint64_t page, uint64_t read_ns, int error)
+{
+	const struct region *region = regions_of_page(s->memory->regions, s->memory->region_count, page);
+	uint64_t offset = region->offset + (page - region->first_page) * region->page_size;
+	const char *why =
+		error == -ENODATA ? "the image has become shorter than it was when it was added" : strerror(-error);
+	struct supply supply = guest_memory_poison(s->memory, page);
+
+	switch (supply.outcome) {
+	case SUPPLY_DONE:
+		if (supply.copied == 0)
+			return; /* prefetch was there first, or it is unmapped */
+		if (session_note_trouble(s,
+					 "its template's image '%s' can't be read at offset 0x%" PRIx64
+					 ": %s; the guest gets SIGBUS there, and wherever else this happens",
+					 s->template->memory, offset, why))
+			log_error(s->name, "%s", s->trouble);
+		bump(&s->poisoned);
+		return;
+	case SUPPLY_RETRY: {
+		const struct map_piece *piece = guest_memory_piece(s->memory, page);
+		page_states_change(s->memory->states, page, PAGE_COMING, PAGE_ABSENT);
+		if (piece)
+			try_again(w, s, piece_address(piece, page), read_ns);
+		return;
+	}
+	case SUPPLY_GONE:
+		session_end(s);
+		return;
+	default:
+		session_stop_vmm(s,
+				 "cannot read its template's image '%s' at offset 0x%" PRIx64
+				 ": %s; this kernel can't poison single pages (Linux 6.6 can)",
+				 s->template->memory, offset, why);
+	}
+}
+
+void settle(struct watcher *w, struct session *s, uint64_t page, uint64_t address, uint64_t read_ns, bool zero,
+	    const struct supply *supply)
+{
+	switch (supply->outcome) {
+	case SUPPLY_DONE:
+		if (supply->copied > 0) {
+			bump(zero ? &s->zeroed : &s->copied);
+			if (!zero && atomic_load_explicit(&s->recording, memory_order_relaxed))
+				session_record(s, page);
+		}
+		/* Unmapped without an event: should memory come back there, its faults must not be taken for ones in progress. */
+		if (supply->skipped > 0)
+			page_states_change(s->memory->states, page, PAGE_COMING, PAGE_ABSENT);
+		histogram_add(&s->stall, now_ns() - read_ns);
+		return;
+	case SUPPLY_RETRY:
+		page_states_change(s->memory->states, page, PAGE_COMING, PAGE_ABSENT);
+		try_again(w, s, address, read_ns);
+		return;
+	case SUPPLY_GONE:
+		session_end(s);
+		return;
+	case SUPPLY_NO_MEMORY: {
+		const struct region *region = regions_of_page(s->memory->regions, s->memory->region_count, page);
+		session_stop_vmm(s, "no memory for a page of %" PRIu64 " bytes: %s", region->page_size,
+				 region->page_size > (uint64_t)sysconf(_SC_PAGESIZE)
+					 ? "the hugetlbfs pool is empty: raise vm.nr_hugepages"
+					 : "raise the memory limit of its cgroup, or free memory");
+		return;
+	}
+	default:
+		session_stop_vmm(s, "the kernel refused a page at 0x%" PRIx64 ": %s", address, strerror(-supply->error));
+	}
+}
+
+void supply_zero(struct watcher *w, struct session *s, uint64_t page, uint64_t address, uint64_t read_ns)
+{
+	struct supply supply = guest_memory_zero(s->memory, page);
+
+	settle(w, s, page, address, read_ns, true, &supply);
+}
+
+/* An address outside the regions: a page on the move, whose event is not read yet; or a peer that registered more than it said. */
+static void stray(struct session *s, uint64_t address, uint64_t page_size)
+{
+	if (atomic_fetch_add_explicit(&s->strays, 1, memory_order_relaxed) >= STRAYS_MAX) {
+		session_stop_vmm(s, "it faults at 0x%" PRIx64 ", outside every region of its handshake", address);
+		return;
+	}
+	uffd_wake(s->memory->fd, address & ~(page_size - 1), page_size);
+}
+
+/*
+ * Copies a page from the image's mapping. Without a lease the image may be cut short at this moment: then whoever waits for the page is
+ * not woken before it is known to be right. False: it is not known to be, and the VMM has been stopped.
+ */
+static bool supply_mapped(struct pager *pager, struct session *s, uint64_t page, const void *bytes, uint64_t size,
+			  uint64_t offset, struct supply *ret)
+{
+	struct source *source = s->template->source;
+
+	if (atomic_load_explicit(&source->leased, memory_order_relaxed)) {
+		atomic_store(&pager->leasing.busy, true);
+		bool leased = atomic_load(&source->leased); /* still, now that keeper_break would wait for us? */
+		if (leased)
+			*ret = guest_memory_supply(s->memory, page, 1, bytes);
+		atomic_store_explicit(&pager->leasing.busy, false, memory_order_release);
+		if (leased)
+			return true;
+	}
+
+	/* Where inotify tells of changes a first look is not worth its system call. */
+	if (!atomic_load_explicit(&source->guarded, memory_order_relaxed) && !source_intact(source, size, offset)) {
+		*ret = (struct supply){ .outcome = SUPPLY_FAILED, .error = -EFAULT };
+		return true;
+	}
+	*ret = guest_memory_supply_held(s->memory, page, 1, bytes);
+	if (ret->copied == 0)
+		return true;
+	if (!source_intact(source, size, offset)) {
+		session_stop_vmm(s, "can't read a page of its template's image '%s': it was cut short there meanwhile",
+				 s->template->memory);
+		session_end(s);
+		return false;
+	}
+	guest_memory_wake(s->memory, page, 1);
+	return true;
+}
+
+void serve_fault(struct watcher *w, uint64_t fault_address, uint64_t read_ns)
+{
+	struct pager *pager = w->pager;
+	struct session *s = w->session;
+	struct guest_memory *memory = s->memory;
+	const struct map_piece *piece = address_map_find(&memory->map, fault_address);
+
+	if (!piece) {
+		stray(s, fault_address, pager->host_page_size);
+		return;
+	}
+
+	uint64_t page = piece_page(piece, fault_address), address = piece_address(piece, page), size = piece->page_size;
+	switch (page_states_get(memory->states, page)) {
+	case PAGE_COMING:
+		return; /* its copy will wake this thread as well */
+	case PAGE_THERE:
+		/*
+		 * Read late, and supplied since: only a wake is needed. Or dropped without an event that we would have been told by:
+		 * then it is a zero page, like every page that a guest gives back.
+		 */
+	case PAGE_REMOVED:
+		supply_zero(w, s, page, address, read_ns);
+		return;
+	case PAGE_ABSENT:
+		break;
+	}
+
+	const struct region *region = regions_of_page(memory->regions, memory->region_count, page);
+	uint64_t offset = region->offset + (page - region->first_page) * size;
+	struct source *source = s->template->source;
+	const void *bytes = source_peek(source, size, offset, read_ns);
+	if (bytes) {
+		struct supply supply;
+		if (!supply_mapped(pager, s, page, bytes, size, offset, &supply))
+			return;
+		if (supply.outcome != SUPPLY_FAILED || supply.error != -EFAULT) {
+			settle(w, s, page, address, read_ns, false, &supply);
+			return;
+		}
+		/* the image has been cut short: reading it tells */
+	} else if (atomic_load_explicit(&source->stale, memory_order_relaxed)) {
+		keeper_ask(pager->keeper, s->template);
+	}
+
+	int r = source_read_now(source, pager->buffer, size, offset);
+	if (r == -EAGAIN) {
+		fetch(w, page, address, read_ns, size);
+	} else if (r < 0) {
+		poison(w, s, page, read_ns, r);
+	} else {
+		struct supply supply = guest_memory_supply(memory, page, 1, pager->buffer);
+		settle(w, s, page, address, read_ns, false, &supply);
+	}
+}

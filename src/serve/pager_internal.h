@@ -1,0 +1,95 @@
+/* What the files of the pager share: pager.c (the thread), watcher.c (a fork that it watches), faults.c and slow_faults.c (one fault). */
+#pragma once
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+
+#include "serve/pager.h"
+#include "template/io.h"
+
+/* Reads of pages that are not in memory, under way at once in one pager: enough to keep a fast disk busy. */
+#define SLOW_FAULTS_MAX 128
+
+/* Largest page served. */
+#define BUFFER_SIZE (2u << 20)
+
+#define PAGER_SESSION_EVENTS (EPOLLIN | EPOLLET)
+
+struct slow_fault;
+
+struct pager {
+	pthread_t thread;
+	int cpu;
+	int epoll_fd;
+	int mailbox_fd;
+	struct keeper *keeper;
+	struct lease_section leasing;
+	struct io *io;
+	void *buffer;
+	uint64_t host_page_size;
+	_Atomic unsigned sessions;
+
+	struct watcher *deferred; /* those with faults to try again */
+	uint64_t retry_ns;
+
+	unsigned slow_count;				      /* under way */
+	struct slow_fault *slow_waiting, **slow_waiting_tail; /* more than the device may be asked for at once */
+	struct slow_fault *slow_free;			      /* with buffers of one small page */
+
+	pthread_mutex_t lock;	 /* innermost */
+	struct watcher *mailbox; /* those that are to leave */
+	bool stopping;
+};
+
+struct fault {
+	uint64_t address; /* as the kernel said it */
+	uint64_t read_ns; /* when the pager read it */
+};
+
+/* One pager's part in serving one fork; several pagers may each have one. The pager's own where nothing else is said. */
+struct watcher {
+	struct pager *pager;
+	struct session *session; /* a use */
+
+	struct fault *deferred; /* faults to try again; the kernel will not deliver them a second time */
+	size_t deferred_count, deferred_capacity;
+	struct watcher *next_deferred;
+	bool in_deferred_list;
+
+	struct watcher *next;	   /* of the session's watchers; under session->lock */
+	bool leaving, in_mailbox;  /* under session->lock */
+	struct watcher *next_mail; /* under pager->lock */
+};
+
+static inline void bump(_Atomic uint64_t *counter)
+{
+	atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
+}
+
+/* watcher.c */
+/* The session's userfaultfd has something to say; ALONE: no other does at this moment. */
+void watcher_serve(struct watcher *watcher, uint32_t events, bool alone);
+/* Once a round: all faults of the pager that were deferred. */
+void pager_retry_deferred(struct pager *pager);
+/* On the pager's thread, after a batch of events. Gives back what it has read and not served. */
+void watcher_leave(struct watcher *watcher);
+void watcher_defer(struct watcher *watcher, uint64_t address, uint64_t read_ns);
+
+/* faults.c; the gate is held shared */
+void serve_fault(struct watcher *watcher, uint64_t address, uint64_t read_ns);
+/*
+ * WATCHER may be NULL in these, where the fault came by one that has left since: instead of being deferred, whoever waits for the page
+ * is woken, and faults again.
+ */
+void supply_zero(struct watcher *watcher, struct session *s, uint64_t page, uint64_t address, uint64_t read_ns);
+void poison(struct watcher *watcher, struct session *s, uint64_t page, uint64_t read_ns, int error);
+/* What a supply for a demand fault came to. ADDRESS is where the fault was, or where the page is now. */
+void settle(struct watcher *watcher, struct session *s, uint64_t page, uint64_t address, uint64_t read_ns, bool zero,
+	    const struct supply *supply);
+
+/* slow_faults.c */
+/* The page is absent and not in memory: asks the device, and goes on with other faults. */
+void fetch(struct watcher *watcher, uint64_t page, uint64_t address, uint64_t read_ns, size_t page_size);
+void slow_faults_free(struct pager *pager);

@@ -1,0 +1,17 @@
+/* What /proc says of the threads of a VMM. */
+#pragma once
+
+#include <stdint.h>
+#include <sys/types.h>
+
+struct thread_stat {
+	uint64_t faults; /* that had to wait for somebody: the kernel counts one that a pager served as a major fault */
+	uint64_t ticks;	 /* of CPU time */
+	int cpu;	 /* where it ran last */
+};
+
+/* 0, or negative errno: the thread has ended. */
+int thread_stat_read(pid_t pid, pid_t tid, struct thread_stat *ret);
+
+/* The same from a line as /proc/PID/task/TID/stat has it. 0 or -EBADMSG. */
+int thread_stat_parse(const char *line, struct thread_stat *ret);
