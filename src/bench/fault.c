@@ -7,7 +7,7 @@
 #include "bench/run.h"
 
 #define PAGES_FULL  8192 /* a vCPU */
-#define PAGES_QUICK 1024
+#define PAGES_QUICK 2048
 #define CASE_VCPUS  4 /* of the largest case */
 
 #define TARGET_PINNED 1.10

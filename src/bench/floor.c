@@ -107,22 +107,34 @@ int floor_loop_body(const void *data, void *result __attribute__((unused)), stru
 
 /* ---- prefetch ---- */
 
-static int copy_runs(const struct floor_prefetch *floor, const char *bytes, int uffd, uint64_t address)
+/* One call: N pages from PAGE on. */
+static int copy_pages(const struct floor_prefetch *floor, const char *bytes, int image, int uffd, uint64_t address,
+		      uint64_t page, uint64_t n)
 {
-	for (uint64_t i = 0; i < floor->run_count; i++) {
+	static char buffer[BENCH_PAGE];
+	uint64_t offset = page * BENCH_PAGE;
+	const char *from = floor->reads ? buffer : bytes + offset;
+
+	if (floor->reads && pread(image, buffer, sizeof buffer, (off_t)offset) != sizeof buffer)
+		return -EIO;
+	struct uffdio_copy copy = { .dst = address + offset, .src = (uintptr_t)from, .len = n * BENCH_PAGE };
+	return ioctl(uffd, UFFDIO_COPY, &copy) < 0 ? -errno : 0;
+}
+
+static int copy_runs(const struct floor_prefetch *floor, const char *bytes, int image, int uffd, uint64_t address)
+{
+	int r = 0;
+
+	for (uint64_t i = 0; i < floor->run_count && r == 0; i++) {
 		const struct floor_run *run = &floor->runs[i];
 
-		for (uint64_t at = 0; at < run->count; at += floor->most) {
+		for (uint64_t at = 0; at < run->count && r == 0; at += floor->most) {
 			uint64_t n = run->count - at < floor->most ? run->count - at : floor->most;
-			uint64_t offset = (run->page + at) * BENCH_PAGE;
-			struct uffdio_copy copy = { .dst = address + offset,
-						    .src = (uintptr_t)bytes + offset,
-						    .len = n * BENCH_PAGE };
-			if (ioctl(uffd, UFFDIO_COPY, &copy) < 0)
-				return -errno;
+
+			r = copy_pages(floor, bytes, image, uffd, address, run->page + at, n);
 		}
 	}
-	return 0;
+	return r;
 }
 
 int floor_prefetch_body(const void *data, void *result __attribute__((unused)), struct error *err)
@@ -134,11 +146,15 @@ int floor_prefetch_body(const void *data, void *result __attribute__((unused)), 
 
 	if (r < 0)
 		return r;
+	_cleanup_close_ int image = open(floor->image->path, O_RDONLY | O_CLOEXEC);
+	if (image < 0)
+		return error_set(err, -errno, "bench_failed", "a floor can't open %s: %s", floor->image->path,
+				 strerror(errno));
 	child_say(FLOOR_READY);
 	_cleanup_close_ int uffd = take_over(CHILD_FDS, &address, err);
 	if (uffd < 0)
 		return uffd;
-	r = copy_runs(floor, bytes, uffd, address);
+	r = copy_runs(floor, bytes, image, uffd, address);
 	if (r < 0)
 		return error_set(err, r, "bench_failed", "a floor can't copy pages: %s", strerror(-r));
 	if (write(CHILD_FDS, "", 1) != 1)

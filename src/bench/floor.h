@@ -30,11 +30,14 @@ struct floor_run {
 	uint64_t page, count;
 };
 
-/* Copies the runs to the one guest, at most MOST pages a call, tells the guest by one byte, and stays until it has gone. */
+/*
+ * Copies the runs to the one guest, at most MOST pages a call, from the image's mapping or from a buffer into which it READS them; tells the guest by one byte, and stays until it has gone.
+ */
 struct floor_prefetch {
 	const struct bench_image *image;
 	const struct floor_run *runs;
 	uint64_t run_count;
 	uint64_t most;
+	bool reads; /* MOST is 1 then */
 };
 int floor_prefetch_body(const void *data, void *result, struct error *err);

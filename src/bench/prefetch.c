@@ -12,7 +12,7 @@
 #include "hotlist/hotlist.h"
 
 #define PAGES_FULL  20000
-#define PAGES_QUICK 4000
+#define PAGES_QUICK 8000
 #define MEAN_RUN    3.0
 #define MEAN_GAP    7.0
 
@@ -38,19 +38,20 @@ struct prefetch_side {
 	const char *id, *label;
 	enum { BY_SERVER, BY_FLOOR, BY_KERNEL, BY_NOBODY } by;
 	bool contiguous;
-	bool one_a_call;
+	bool one_a_call, reads;
 };
 
 static const struct prefetch_side sides[] = {
-	{ "ours", "faultline, eager", BY_SERVER, false, false },
-	{ "one_a_call", "one page a call, sorted", BY_FLOOR, false, true },
-	{ "one_a_call_again", "the same once more", BY_FLOOR, false, true },
-	{ "run_a_call", "one run a call, sorted", BY_FLOOR, false, false },
-	{ "mmap", "plain mmap of the image", BY_KERNEL, false, false },
-	{ "present", "everything present", BY_NOBODY, false, false },
-	{ "ours_contiguous", "faultline, eager, one long run", BY_SERVER, true, false },
-	{ "one_call", "all of them in one call", BY_FLOOR, true, false },
-	{ "one_call_again", "the same once more", BY_FLOOR, true, false },
+	{ "ours", "faultline, eager", BY_SERVER, false, false, false },
+	{ "read_one", "one page a call, read from the file", BY_FLOOR, false, true, true },
+	{ "read_one_again", "the same once more", BY_FLOOR, false, true, true },
+	{ "mapped_one", "one page a call, from a mapping", BY_FLOOR, false, true, false },
+	{ "mapped_run", "one run a call, from a mapping", BY_FLOOR, false, false, false },
+	{ "mmap", "plain mmap of the image", BY_KERNEL, false, false, false },
+	{ "present", "everything present", BY_NOBODY, false, false, false },
+	{ "ours_contiguous", "faultline, eager", BY_SERVER, true, false, false },
+	{ "one_call", "all of them in one call", BY_FLOOR, true, false, false },
+	{ "one_call_again", "the same once more", BY_FLOOR, true, false, false },
 };
 
 static const struct prefetch_side *side_of(const char *id)
@@ -202,7 +203,8 @@ static int run_visit(struct bench *bench, struct prefetch_run *run, struct visit
 	struct floor_prefetch floor = { .image = &run->image,
 					.runs = list->runs,
 					.run_count = list->run_count,
-					.most = side->one_a_call ? 1 : UINT64_MAX };
+					.most = side->one_a_call ? 1 : UINT64_MAX,
+					.reads = side->reads };
 	struct process *guest, *prefetcher = NULL;
 	_cleanup_close_ int guest_end = -1;
 	char id[24] = "", socket_path[SOCKET_PATH_SIZE];
@@ -266,12 +268,14 @@ static int run_scattered(struct bench *bench, struct prefetch_run *run, struct e
 	for (unsigned i = 0; i < sizeof sides / sizeof *sides; i++)
 		if (!sides[i].contiguous)
 			case_add_side(c, sides[i].id, sides[i].label);
-	c->again[0] = "one_a_call_again";
-	c->again[1] = "one_a_call";
-	case_add_ratio(c, (struct ratio){ "until there: one page a call / faultline", "there_ms", "one_a_call", "ours",
-					  TARGET_SPEEDUP, true });
-	case_add_ratio(c, (struct ratio){ "until there: one run a call / faultline", "there_ms", "run_a_call", "ours",
-					  0, true });
+	c->again[0] = "read_one_again";
+	c->again[1] = "read_one";
+	case_add_ratio(c, (struct ratio){ "until there: one page read and copied at a time / faultline", "there_ms",
+					  "read_one", "ours", TARGET_SPEEDUP, true });
+	case_add_ratio(c, (struct ratio){ "until there: one mapped page a call / faultline", "there_ms", "mapped_one",
+					  "ours", 0, true });
+	case_add_ratio(c, (struct ratio){ "until there: one mapped run a call / faultline", "there_ms", "mapped_run",
+					  "ours", 0, true });
 	case_add_ratio(c,
 		       (struct ratio){ "with touching: plain mmap / faultline", "total_ms", "mmap", "ours", 0, true });
 	return bench_alternate(bench, c, measure, run, err);

@@ -53,7 +53,7 @@ int bench_add_case(struct bench *bench, struct bench_case *c, struct error *err)
 	int r = json && json_array_append_new(bench->cases, json) == 0 ? 0 : -EINVAL;
 
 	if (r < 0)
-		error_set(err, r, "bench_failed", "%s: %s gave figures that are no numbers", bench->group, c->title);
+		error_set(err, r, "bench_failed", "%s gave figures that are no numbers", c->title);
 	free(c);
 	return r;
 }
@@ -80,7 +80,7 @@ static int measure_round(struct bench *bench, struct bench_case *c, unsigned rou
 		show_progress(bench, text);
 		int r = measure(bench, c, side, round, data, err);
 		if (r < 0)
-			return error_prefix(err, r, "%s, %s, %s: ", bench->group, c->title, side->label);
+			return error_prefix(err, r, "%s, %s: ", c->title, side->label);
 	}
 	return 0;
 }
@@ -274,25 +274,6 @@ static json_t *new_report(const struct bench *bench)
 			 machine_to_json(bench), "groups");
 }
 
-static int run_group(struct bench *bench, enum bench_group group, json_t *report, struct error *err)
-{
-	struct noise_meter meter;
-
-	bench->group = groups[group].name;
-	bench->cases = json_array();
-	noise_start(&meter, &bench->cpus);
-	int r = groups[group].run(bench, err);
-	if (r < 0) {
-		json_decref(bench->cases);
-		return r;
-	}
-	json_t *json = json_pack("{s:s,s:o,s:f,s:o}", "name", bench->group, "noise", noise_stop(&meter), "seconds",
-				 (double)((now_ns() - meter.wall_ns) / NSEC_PER_MSEC) / 1e3, "cases", bench->cases);
-	return json && json_array_append_new(json_object_get(report, "groups"), json) == 0
-		       ? 0
-		       : error_set(err, -ENOMEM, "bench_failed", "there is not enough memory for the report");
-}
-
 /* ---- the run ---- */
 
 static int remove_entry(const char *path, const struct stat *st __attribute__((unused)),
@@ -301,9 +282,46 @@ static int remove_entry(const char *path, const struct stat *st __attribute__((u
 	return remove(path);
 }
 
+static void remove_tree(const char *path)
+{
+	nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
+}
+
+/* Each group has a directory of its own, so that the page cache need not keep the images of all. */
+static int make_group_dir(struct bench *bench, struct error *err)
+{
+	snprintf(bench->dir, sizeof bench->dir, "%s/%s", bench->top, bench->group);
+	if (mkdir(bench->dir, 0700) < 0)
+		return error_set(err, -errno, "bench_failed", "can't make the directory %s: %s", bench->dir,
+				 strerror(errno));
+	return 0;
+}
+
+static int run_group(struct bench *bench, enum bench_group group, json_t *report, struct error *err)
+{
+	struct noise_meter meter;
+
+	bench->group = groups[group].name;
+	bench->cases = json_array();
+	noise_start(&meter, &bench->cpus);
+	int r = make_group_dir(bench, err);
+	if (r == 0)
+		r = groups[group].run(bench, err);
+	if (r < 0) {
+		json_decref(bench->cases);
+		return !strcmp(err->code, "interrupted") ? r : error_prefix(err, r, "%s: ", bench->group);
+	}
+	remove_tree(bench->dir);
+	json_t *json = json_pack("{s:s,s:o,s:f,s:o}", "name", bench->group, "noise", noise_stop(&meter), "seconds",
+				 (double)((now_ns() - meter.wall_ns) / NSEC_PER_MSEC) / 1e3, "cases", bench->cases);
+	return json && json_array_append_new(json_object_get(report, "groups"), json) == 0
+		       ? 0
+		       : error_set(err, -ENOMEM, "bench_failed", "there is not enough memory for the report");
+}
+
 static int make_dir(struct bench *bench, struct error *err)
 {
-	char path[sizeof bench->dir];
+	char path[sizeof bench->top];
 
 	if ((size_t)snprintf(path, sizeof path, "%s/faultline-bench-XXXXXX", bench->options->dir) >= sizeof path)
 		return error_set(err, -ENAMETOOLONG, "bench_failed", "the path %s is too long: choose a shorter --dir",
@@ -312,7 +330,7 @@ static int make_dir(struct bench *bench, struct error *err)
 		return error_set(err, -errno, "bench_failed",
 				 "can't make a directory in %s: %s; --dir names another place", bench->options->dir,
 				 strerror(errno));
-	memcpy(bench->dir, path, sizeof path);
+	memcpy(bench->top, path, sizeof path);
 	return 0;
 }
 
@@ -382,8 +400,8 @@ int bench_run(const struct bench_options *options, json_t **ret, struct error *e
 	raise_file_limit();
 	r = run_groups(&bench, ret, err);
 	processes_kill(&bench.processes);
-	if (bench.dir[0])
-		nftw(bench.dir, remove_entry, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
+	if (bench.top[0])
+		remove_tree(bench.top);
 	processes_close(&bench.processes);
 	return r;
 }

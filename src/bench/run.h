@@ -13,7 +13,8 @@
 struct bench {
 	const struct bench_options *options;
 	struct processes processes;
-	char dir[256];
+	char top[256];	/* all of the run's files */
+	char dir[300];	/* the group's */
 	cpu_set_t cpus; /* that this process may run on */
 	int cpu_list[GUEST_VCPUS_MAX];
 	unsigned cpu_count; /* of cpu_list */

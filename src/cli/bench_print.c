@@ -113,26 +113,26 @@ static void print_sides(const json_t *sides)
 	cli_table_print(table);
 }
 
-/* "target <= 1.10", and whether it is met; "?" where noise could have decided that. */
+/* "<= 1.10", and whether it is met; "?" where noise could have decided that. */
 static void add_target(struct cli_table *table, const json_t *figure, bool noisy)
 {
 	const json_t *target = json_object_get(figure, "target");
 
 	if (!json_is_object(target)) {
-		cli_table_cell(table, "");
-		cli_table_cell(table, "");
+		cli_table_cell(table, "%s", "");
+		cli_table_cell(table, "%s", "");
 		return;
 	}
 	bool at_least = json_object_get(target, "at_least") != NULL;
 
-	cli_table_cell(table, "target %s %g", at_least ? "≥" : "≤", number(target, at_least ? "at_least" : "at_most"));
+	cli_table_cell(table, "%s %g", at_least ? "≥" : "≤", number(target, at_least ? "at_least" : "at_most"));
 	cli_table_cell(table, "%s%s", is_true(figure, "met") ? "✓" : "✗",
 		       noisy || is_true(figure, "too_noisy") ? " ?" : "");
 }
 
 static void print_ratios(const json_t *c, bool noisy)
 {
-	static const char *const columns[] = { "", ">", "", "", "" };
+	static const char *const columns[] = { "", ">value", "rounds", "target", "" };
 	struct cli_table *table = cli_table_new(columns, 5);
 	const json_t *figure;
 	size_t index;
@@ -150,7 +150,7 @@ static void print_ratios(const json_t *c, bool noisy)
 	json_array_foreach(json_object_get(c, "limits"), index, figure) {
 		cli_table_cell(table, "  %s", client_string(figure, "label", ""));
 		cli_table_cell(table, "%.2f", number(figure, "value"));
-		cli_table_cell(table, "");
+		cli_table_cell(table, "%s", "");
 		add_target(table, figure, noisy);
 	}
 	cli_table_print(table);

@@ -30,8 +30,9 @@ const char *cli_completion(const char *name)
 		{ "TEMPLATE", "@template" }, { "ID", "@fork" },
 	};
 
+	name += *name == '[';
 	for (size_t i = 0; i < sizeof offers / sizeof *offers; i++)
-		if (strlen(offers[i].name) == strcspn(name, ".") &&
+		if (strlen(offers[i].name) == strcspn(name, ".]") &&
 		    !strncmp(name, offers[i].name, strlen(offers[i].name)))
 			return offers[i].offer;
 	return "";

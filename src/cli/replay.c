@@ -291,6 +291,7 @@ static int run_guest(struct replay_job *job, unsigned number, const char *socket
 		.cpu_count = job->cpu_count,
 		.interrupt_fd = job->signals,
 	};
+	const char *touches = cli_value(job->args, "touches");
 	struct replay_done *done = &job->done[number];
 	_cleanup_replay_guest_ struct replay_guest *guest = NULL;
 	int r = replay_start(&config, &guest, err);
@@ -299,6 +300,8 @@ static int run_guest(struct replay_job *job, unsigned number, const char *socket
 		r = replay_fork_await_prefetched(job, number, err);
 	if (r >= 0)
 		r = replay_run(guest, &done->result, err);
+	if (r >= 0 && touches && number + 1 == job->runs)
+		r = replay_write_touches(guest, touches, err);
 	/* Before its process is gone, so that the fork still stands as it was. */
 	if (r >= 0 && has_api(job))
 		r = replay_fork_finish(job, number, &done->server, err);
@@ -541,6 +544,12 @@ static const struct cli_option options[] = {
 	  .value = "FORMAT",
 	  .help = "of the lists that are written: hpl1 (default), json or csv",
 	  .words = "hpl1 json csv" },
+	{ .name = "touches",
+	  .value = "FILE",
+	  .help = "write each touch with its times to FILE, as CSV: the last run's",
+	  .complete = "@file",
+	  .manual = "Columns: page, vcpu, kind, at_ns (when the trace has it), started_ns and ended_ns (when it was), all since the "
+		    "guest's start." },
 	{ .name = "template",
 	  .value = "FILE",
 	  .help = "the memory image (default: one is made for this in $TMPDIR, and removed)",

@@ -202,6 +202,7 @@ static void say_killed(struct run *run, size_t row, int status, bool hangs)
 			      sigabbrev_np(WTERMSIG(status)) ?: "RTMIN");
 	else
 		probe_missing(&probe, -ECHILD, "the probe ended before its time");
+	probe.result->killed = true;
 	if (!hangs && WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS)
 		probe_remedy(&probe, "allow its system calls in the seccomp filter of the container or the unit "
 				     "(docker: --security-opt seccomp=FILE; systemd: SystemCallFilter=)");
@@ -245,6 +246,7 @@ static void say_no_process(struct run *run, int error)
 		struct probe probe = row_probe(run, run->shared->next);
 
 		probe_missing(&probe, error, "no process could be started to try it: %s", strerror(-error));
+		probe_cost(&probe, "not known; the server's threads would be refused as well");
 		probe_remedy(&probe,
 			     "raise the limit on processes (ulimit -u, pids.max of the control group, TasksMax=)");
 	}

@@ -31,6 +31,7 @@ struct doctor_result {
 	unsigned uses;	   /* of doctor_use */
 	enum doctor_status status;
 	int error;		      /* the negative errno behind it; 0: none */
+	bool killed;		      /* the probe did not live through it, and no more would the server */
 	char found[DOCTOR_TEXT_MAX];  /* what there is, or how it failed */
 	char cost[DOCTOR_TEXT_MAX];   /* what it costs; empty: nothing */
 	char remedy[DOCTOR_TEXT_MAX]; /* how to change it; empty: nothing to do */

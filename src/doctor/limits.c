@@ -17,6 +17,8 @@
 #define FILES_PER_FORK 5ull
 /* Of the server itself: pagers, images, clients of the API. */
 #define FILES_OF_SERVER 256ull
+/* With fewer it has none left for a fork, or does not even start. */
+#define FILES_AT_LEAST(cpus) (24ull + 4 * (cpus))
 
 /* Pagers, prefetch workers, the keeper, a thread for each client of the API. */
 #define TASKS 64
@@ -42,6 +44,8 @@ static void probe_files(struct probe *probe)
 	else if (limit.rlim_max >= wanted)
 		probe_ok(probe, "%llu, enough for %llu forks", (unsigned long long)limit.rlim_max,
 			 (unsigned long long)((limit.rlim_max - FILES_OF_SERVER) / FILES_PER_FORK));
+	else if (limit.rlim_max < FILES_AT_LEAST((rlim_t)sysconf(_SC_NPROCESSORS_ONLN)))
+		probe_missing(probe, 0, "%llu, too few for a server and a fork", (unsigned long long)limit.rlim_max);
 	else
 		probe_degraded(probe, 0, "%llu, enough for about %llu forks", (unsigned long long)limit.rlim_max,
 			       limit.rlim_max > FILES_OF_SERVER

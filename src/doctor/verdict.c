@@ -54,7 +54,7 @@ static enum doctor_status judge(const struct doctor_report *report, const struct
 
 	for (size_t i = 0; i < report->count; i++) {
 		const struct doctor_result *result = &report->results[i];
-		bool fatal = result->status == DOCTOR_MISSING && (checks[i]->required & use);
+		bool fatal = result->status == DOCTOR_MISSING && ((checks[i]->required & use) || result->killed);
 
 		if (result->status == DOCTOR_OK || !(result->uses & use))
 			continue;

@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 
 #include "base/clock.h"
+#include "prefetch/from_image.h"
 
 /* A worker's buffer: one huge page, or many small ones. */
 #define BUFFER_SIZE (2u << 20)
@@ -15,7 +16,7 @@
 #define STEP_MIN 16
 #define STEP_MAX 256
 
-/* How much of one fork before the next fork's turn. */
+/* How much of one fork before the next fork's turn, and what one worker takes of a plan while another takes the next. */
 #define SLICE_BYTES (4u << 20)
 
 /* A guest that is changing its memory map lets nothing in; it does not say when that is over. */
@@ -24,14 +25,25 @@
 struct prefetch_engine {
 	pthread_mutex_t lock;
 	pthread_cond_t wanted;
-	struct prefetch_job *queue, **queue_tail; /* under lock */
+	struct prefetch_job *queue, **queue_tail; /* under lock: those with slices to take, or to be prepared */
 	_Atomic bool stopping;
+	struct keeper *keeper;
 	unsigned worker_count;
 	struct worker {
 		pthread_t thread;
 		struct prefetch_engine *engine;
 		void *buffer;
+		struct lease_section leasing;
 	} workers[];
+};
+
+/* A part of a plan that one worker has taken. */
+struct slice {
+	size_t run; /* where it stands, with AT */
+	uint64_t at;
+	uint64_t left; /* pages */
+	uint64_t step; /* pages a call */
+	uint64_t demands_seen;
 };
 
 static void count(_Atomic uint64_t *counter, uint64_t n)
@@ -40,42 +52,31 @@ static void count(_Atomic uint64_t *counter, uint64_t n)
 }
 
 /* Pages of the current run that one call may take, chosen by whether the guest has asked for pages since the last. */
-static uint64_t choose_step(struct prefetch_job *job, uint64_t page_size)
+static uint64_t choose_step(const struct prefetch_job *job, struct slice *slice, uint64_t page_size)
 {
 	uint64_t demands = atomic_load_explicit(&job->memory->demands, memory_order_relaxed);
 
-	if (demands != job->demands_seen)
-		job->step = STEP_MIN;
-	else if (job->step < STEP_MAX)
-		job->step *= 2;
-	job->demands_seen = demands;
+	if (demands != slice->demands_seen)
+		slice->step = STEP_MIN;
+	else if (slice->step < STEP_MAX)
+		slice->step *= 2;
+	slice->demands_seen = demands;
 
 	uint64_t fits = BUFFER_SIZE / page_size;
-	return job->step < fits ? job->step : fits;
+	return slice->step < fits ? slice->step : fits;
 }
 
-/* Skips pages that need nothing from the place where the job stands, and counts them. */
-static uint64_t skip_settled(struct prefetch_job *job, const struct plan_run *run)
+/* Of PAGES from PAGE on, those at the beginning that need nothing; counts them. */
+static uint64_t skip_settled(struct prefetch_job *job, uint64_t page, uint64_t pages)
 {
-	uint64_t page = run->page + job->at;
+	const struct page_states *states = job->memory->states;
+	enum page_state state = page_states_get(states, page);
 
-	switch (page_states_get(job->memory->states, page)) {
-	case PAGE_REMOVED: {
-		uint64_t n = page_states_run(job->memory->states, page, run->count - job->at, PAGE_REMOVED);
-		count(&job->removed, n);
-		return n;
-	}
-	case PAGE_THERE: {
-		uint64_t n = page_states_run(job->memory->states, page, run->count - job->at, PAGE_THERE);
-		count(&job->present, n);
-		return n;
-	}
-	case PAGE_COMING:
-		count(&job->present, 1);
-		return 1;
-	default:
+	if (state == PAGE_ABSENT)
 		return 0;
-	}
+	uint64_t n = page_states_run(states, page, pages, state);
+	count(state == PAGE_REMOVED ? &job->removed : &job->present, n);
+	return n;
 }
 
 /* Where pages' bytes come from: a buffer, or the image's own mapping, which a truncation may be cutting short. */
@@ -86,27 +87,24 @@ struct bytes {
 	uint64_t offset; /* in the image */
 };
 
-/* Copies COUNT absent pages. -ESTALE: one of them may have zeros for an end; who waits for it has not been woken. */
-static int copy_absent(struct prefetch_job *job, uint64_t page, uint64_t pages, const struct bytes *bytes,
-		       struct supply *ret)
+/* Copies absent pages. -ESTALE: one of them may have zeros for an end, and the fork is lost. */
+static int copy_absent(struct worker *worker, struct prefetch_job *job, uint64_t page, uint64_t pages,
+		       const struct bytes *bytes, struct supply *ret)
 {
-	struct guest_memory *memory = job->memory;
-
 	if (!bytes->mapped) {
-		*ret = guest_memory_supply(memory, page, pages, bytes->data);
+		*ret = guest_memory_supply(job->memory, page, pages, bytes->data);
 		return 0;
 	}
-	*ret = guest_memory_supply_held(memory, page, pages, bytes->data);
-	if (ret->copied > 0 && !source_intact(job->source, bytes->length, bytes->offset)) {
+	int r = supply_from_image(job->memory, job->source, &worker->leasing, page, pages, bytes->data, bytes->length,
+				  bytes->offset, ret);
+	if (r < 0)
 		job->lost(job);
-		return -ESTALE;
-	}
-	guest_memory_wake(memory, page, pages);
-	return 0;
+	return r;
 }
 
 /* Puts in as many of PAGES as are still absent without a gap. Pages dealt with, or negative errno. */
-static int64_t put(struct prefetch_job *job, uint64_t page, uint64_t pages, const struct bytes *bytes)
+static int64_t put(struct worker *worker, struct prefetch_job *job, uint64_t page, uint64_t pages,
+		   const struct bytes *bytes)
 {
 	struct guest_memory *memory = job->memory;
 	struct supply supply = { .outcome = SUPPLY_DONE };
@@ -116,7 +114,7 @@ static int64_t put(struct prefetch_job *job, uint64_t page, uint64_t pages, cons
 	guest_memory_enter(memory);
 	uint64_t absent = page_states_run(memory->states, page, pages, PAGE_ABSENT);
 	if (absent > 0)
-		r = copy_absent(job, page, absent, bytes, &supply);
+		r = copy_absent(worker, job, page, absent, bytes, &supply);
 	guest_memory_leave(memory);
 
 	count(&job->copied, supply.copied);
@@ -139,14 +137,15 @@ static int64_t put(struct prefetch_job *job, uint64_t page, uint64_t pages, cons
 }
 
 /* From the image's mapping, where the pages are known to be in memory. -EAGAIN: they are not. */
-static int64_t put_mapped(struct prefetch_job *job, uint64_t page, uint64_t pages, size_t size, uint64_t offset)
+static int64_t put_mapped(struct worker *worker, struct prefetch_job *job, uint64_t page, uint64_t pages, size_t size,
+			  uint64_t offset)
 {
 	struct bytes bytes = { .mapped = true, .length = size, .offset = offset };
 
 	bytes.data = source_peek(job->source, size, offset, now_ns());
 	if (!bytes.data)
 		return -EAGAIN;
-	int64_t done = put(job, page, pages, &bytes);
+	int64_t done = put(worker, job, page, pages, &bytes);
 	return done == -EFAULT ? -EAGAIN : done;
 }
 
@@ -160,78 +159,133 @@ static int64_t put_read(struct worker *worker, struct prefetch_job *job, uint64_
 		r = source_read(job->source, worker->buffer, page_size, offset);
 	}
 	if (r < 0) {
-		job->first_error = job->first_error ?: r;
+		int none = 0;
+		atomic_compare_exchange_strong(&job->first_error, &none, r);
 		count(&job->unreadable, 1);
 		return 1;
 	}
-	return put(job, page, pages, &(struct bytes){ .data = worker->buffer });
+	return put(worker, job, page, pages, &(struct bytes){ .data = worker->buffer });
 }
 
-/* One call's worth. 1: more to do, 0: the plan is through, negative errno: given up. */
-static int step(struct worker *worker, struct prefetch_job *job, uint64_t *budget)
+/* One call's worth. 0, or negative errno: the job is given up. */
+static int step(struct worker *worker, struct prefetch_job *job, struct slice *slice)
 {
-	if (job->run == job->plan->count)
-		return 0;
+	const struct plan_run *run = &job->plan->runs[slice->run];
+	uint64_t rest = run->count - slice->at < slice->left ? run->count - slice->at : slice->left;
+	uint64_t page = run->page + slice->at;
 
-	const struct plan_run *run = &job->plan->runs[job->run];
-	if (job->at == run->count) {
-		job->run++;
-		job->at = 0;
-		return 1;
+	int64_t done = (int64_t)skip_settled(job, page, rest);
+	if (done == 0) {
+		struct guest_memory *memory = job->memory;
+		const struct region *region = regions_of_page(memory->regions, memory->region_count, page);
+		uint64_t most = choose_step(job, slice, region->page_size);
+		uint64_t pages = page_states_run(memory->states, page, most < rest ? most : rest, PAGE_ABSENT);
+		if (pages == 0)
+			return 0; /* it has just been settled */
+
+		uint64_t offset = region->offset + (page - region->first_page) * region->page_size;
+		done = put_mapped(worker, job, page, pages, pages * region->page_size, offset);
+		if (done == -EAGAIN)
+			done = put_read(worker, job, page, pages, region->page_size, offset);
+		if (done < 0)
+			return (int)done;
 	}
-	uint64_t settled = skip_settled(job, run);
-	if (settled > 0) {
-		job->at += settled;
-		return 1;
+	slice->left -= (uint64_t)done;
+	slice->at += (uint64_t)done;
+	if (slice->at == run->count) {
+		slice->run++;
+		slice->at = 0;
 	}
-
-	struct guest_memory *memory = job->memory;
-	const struct region *region = regions_of_page(memory->regions, memory->region_count, run->page);
-	uint64_t page = run->page + job->at, most = choose_step(job, region->page_size);
-	if (most > run->count - job->at)
-		most = run->count - job->at;
-	uint64_t pages = page_states_run(memory->states, page, most, PAGE_ABSENT);
-	if (pages == 0)
-		return 1; /* it has just been settled */
-
-	uint64_t offset = region->offset + (page - region->first_page) * region->page_size;
-	int64_t done = put_mapped(job, page, pages, pages * region->page_size, offset);
-	if (done == -EAGAIN)
-		done = put_read(worker, job, page, pages, region->page_size, offset);
-	if (done < 0)
-		return (int)done;
-	job->at += (uint64_t)done;
-	uint64_t bytes = pages * region->page_size;
-	*budget = *budget > bytes ? *budget - bytes : 0;
-	return 1;
+	return 0;
 }
 
-static void work_on(struct worker *worker, struct prefetch_job *job)
+static bool is_stopping(const struct prefetch_engine *engine)
 {
-	struct prefetch_engine *engine = worker->engine;
-	uint64_t budget = SLICE_BYTES;
-	int r = 1;
+	return atomic_load_explicit(&engine->stopping, memory_order_relaxed);
+}
 
-	if (!job->plan) {
-		int prepared = job->prepare(job);
-		if (prepared < 0)
-			r = prepared;
-	}
-	while (r > 0 && budget > 0) {
-		if (atomic_load_explicit(&engine->stopping, memory_order_relaxed))
-			r = -ECANCELED;
-		else
-			r = step(worker, job, &budget);
-	}
-	if (r <= 0) {
-		job->done(job, r ?: job->first_error);
-		return;
-	}
-	pthread_mutex_lock(&engine->lock);
+static int work_on(struct worker *worker, struct prefetch_job *job, struct slice *slice)
+{
+	int r = 0;
+
+	while (slice->left > 0 && r == 0)
+		r = is_stopping(worker->engine) ? -ECANCELED : step(worker, job, slice);
+	return r;
+}
+
+/* ---- turns; the engine's lock is held ---- */
+
+static void enqueue(struct prefetch_engine *engine, struct prefetch_job *job)
+{
+	job->queued = true;
 	job->next = NULL;
 	*engine->queue_tail = job;
 	engine->queue_tail = &job->next;
+	pthread_cond_signal(&engine->wanted);
+}
+
+static struct prefetch_job *dequeue(struct prefetch_engine *engine)
+{
+	struct prefetch_job *job = engine->queue;
+
+	if (job) {
+		engine->queue = job->next;
+		if (!engine->queue)
+			engine->queue_tail = &engine->queue;
+		job->queued = false;
+	}
+	return job;
+}
+
+/* Of the plan, what no worker has taken yet: as much as one slice is. */
+static struct slice take_slice(struct prefetch_job *job)
+{
+	const struct guest_memory *memory = job->memory;
+	const struct plan *plan = job->plan;
+	struct slice slice = { .run = job->run, .at = job->at, .step = STEP_MIN };
+	uint64_t budget = SLICE_BYTES;
+
+	while (budget > 0 && job->run < plan->count) {
+		const struct plan_run *run = &plan->runs[job->run];
+		uint64_t size = regions_of_page(memory->regions, memory->region_count, run->page)->page_size;
+		uint64_t rest = run->count - job->at, most = budget / size ?: 1;
+		uint64_t take = rest < most ? rest : most;
+
+		slice.left += take;
+		budget -= take * size < budget ? take * size : budget;
+		job->at += take;
+		if (take == rest) {
+			job->run++;
+			job->at = 0;
+		}
+	}
+	return slice;
+}
+
+/* One turn for JOB: its preparation, or a slice. True: it has ended, and no other worker has anything to do with it. */
+static bool give_turn(struct worker *worker, struct prefetch_job *job)
+{
+	struct prefetch_engine *engine = worker->engine;
+	struct slice slice = { 0 };
+	bool preparing = !job->plan;
+	int r;
+
+	job->working++;
+	if (!preparing && job->result == 0) {
+		slice = take_slice(job);
+		if (job->run < job->plan->count)
+			enqueue(engine, job);
+	}
 	pthread_mutex_unlock(&engine->lock);
+	r = preparing ? job->prepare(job) : work_on(worker, job, &slice);
+	pthread_mutex_lock(&engine->lock);
+
+	job->working--;
+	if (r < 0 && job->result == 0)
+		job->result = r;
+	if (preparing && r == 0)
+		enqueue(engine, job);
+	return job->working == 0 && !job->queued;
 }
 
 static void *worker_main(void *data)
@@ -241,18 +295,15 @@ static void *worker_main(void *data)
 
 	pthread_mutex_lock(&engine->lock);
 	for (;;) {
-		while (!engine->queue && !engine->stopping)
+		while (!engine->queue && !is_stopping(engine))
 			pthread_cond_wait(&engine->wanted, &engine->lock);
-		struct prefetch_job *job = engine->queue;
+		struct prefetch_job *job = dequeue(engine);
 		if (!job)
 			break;
-		engine->queue = job->next;
-		if (!engine->queue)
-			engine->queue_tail = &engine->queue;
+		if (!give_turn(worker, job))
+			continue;
 		pthread_mutex_unlock(&engine->lock);
-
-		work_on(worker, job);
-
+		job->done(job, job->result ?: atomic_load(&job->first_error));
 		pthread_mutex_lock(&engine->lock);
 	}
 	pthread_mutex_unlock(&engine->lock);
@@ -273,10 +324,11 @@ static int start_worker(struct prefetch_engine *engine, struct worker *worker)
 		return -r;
 	}
 	pthread_setname_np(worker->thread, "prefetch");
+	keeper_add_section(engine->keeper, &worker->leasing);
 	return 0;
 }
 
-int prefetch_engine_new(unsigned workers, struct prefetch_engine **ret, struct error *err)
+int prefetch_engine_new(unsigned workers, struct keeper *keeper, struct prefetch_engine **ret, struct error *err)
 {
 	struct prefetch_engine *engine = calloc(1, sizeof *engine + workers * sizeof engine->workers[0]);
 	if (!engine)
@@ -284,6 +336,7 @@ int prefetch_engine_new(unsigned workers, struct prefetch_engine **ret, struct e
 	pthread_mutex_init(&engine->lock, NULL);
 	pthread_cond_init(&engine->wanted, NULL);
 	engine->queue_tail = &engine->queue;
+	engine->keeper = keeper;
 
 	for (; engine->worker_count < workers; engine->worker_count++) {
 		int r = start_worker(engine, &engine->workers[engine->worker_count]);
@@ -307,6 +360,7 @@ void prefetch_engine_free(struct prefetch_engine *engine)
 	for (unsigned i = 0; i < engine->worker_count; i++) {
 		struct worker *worker = &engine->workers[i];
 		pthread_join(worker->thread, NULL);
+		keeper_remove_section(engine->keeper, &worker->leasing);
 		munmap(worker->buffer, BUFFER_SIZE);
 	}
 	pthread_cond_destroy(&engine->wanted);
@@ -319,14 +373,11 @@ void prefetch_engine_submit(struct prefetch_engine *engine, struct prefetch_job 
 	job->copied = job->present = job->removed = job->skipped = job->unreadable = 0;
 	job->run = 0;
 	job->at = 0;
-	job->step = STEP_MIN;
-	job->demands_seen = 0;
+	job->working = 0;
+	job->result = 0;
 	job->first_error = 0;
-	job->next = NULL;
 
 	pthread_mutex_lock(&engine->lock);
-	*engine->queue_tail = job;
-	engine->queue_tail = &job->next;
-	pthread_cond_signal(&engine->wanted);
+	enqueue(engine, job);
 	pthread_mutex_unlock(&engine->lock);
 }

@@ -1,14 +1,17 @@
 /*
- * Prefetch workers, shared by all forks. Each takes a slice of one fork's plan, then of the next one's. A worker may wait for a disk;
+ * Prefetch workers, shared by all forks. Each takes a slice of one fork's plan, then of the next one's; where there is only one fork they all
+ * work for it. A worker may wait for a disk;
  * it never holds a fork's gate while it does, and it never makes a removed page come back.
  */
 #pragma once
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/error.h"
 #include "prefetch/plan.h"
+#include "template/keeper.h"
 #include "template/source.h"
 #include "uffd/guest_memory.h"
 
@@ -33,17 +36,20 @@ struct prefetch_job {
 	/* Counts so far, for whoever looks. */
 	_Atomic uint64_t copied, present, removed, skipped, unreadable;
 
-	size_t run; /* the engine's from here on: where it stands */
+	/* The engine's from here on. */
+	size_t run; /* where the next slice begins, with AT; under the engine's lock, as what follows */
 	uint64_t at;
-	uint64_t step; /* pages a call */
-	uint64_t demands_seen;
-	int first_error;
+	unsigned working; /* workers that have a slice of it */
+	bool queued;
+	int result; /* why it is given up, or 0 */
+	_Atomic int first_error;
 	struct prefetch_job *next;
 };
 
 struct prefetch_engine;
 
-int prefetch_engine_new(unsigned workers, struct prefetch_engine **ret, struct error *err);
+/* KEEPER, which outlives it, gives the leases on images. */
+int prefetch_engine_new(unsigned workers, struct keeper *keeper, struct prefetch_engine **ret, struct error *err);
 /* Ends what is under way (done gets -ECANCELED) and joins the workers. NULL is fine. */
 void prefetch_engine_free(struct prefetch_engine *engine);
 /* JOB's counts and the engine's members are zeroed here. */

@@ -1,13 +1,14 @@
-/* How a replaying guest hands its memory to a page server. */
+/* How a replaying guest hands its memory to a page server: by libfaultline, as a VMM would. */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/error.h"
 
 /*
- * Registers the memory at BASE with a userfaultfd, and gives that to the server that listens on SOCKET, as Firecracker does. The
- * userfaultfd stays open in this process, and is never closed before it ends: a guest without it would read zeros. The connection, which
- * the server closes when it gives the memory up, is the caller's.
+ * Hands the memory at BASE, which has no pages, to the server that listens on SOCKET. ANSWERS: it is one of faultline, which says whether it
+ * has taken the memory; else nobody does. *RET_CONNECTION is for poll with POLLRDHUP and nothing else: the server has hung up. All of it lasts
+ * until the process ends, since a guest whose userfaultfd is closed before would read zeros.
  */
-int connect_memory(const char *socket, void *base, uint64_t size, int *ret_connection, struct error *err);
+int connect_memory(const char *socket, bool answers, void *base, uint64_t size, int *ret_connection, struct error *err);

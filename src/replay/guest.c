@@ -2,12 +2,13 @@
 #include "replay/guest.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -24,11 +25,6 @@ struct replay_guest {
 	size_t shared_size;
 	const struct replay_config *config;
 };
-
-pid_t replay_pid(const struct replay_guest *guest)
-{
-	return guest->pid;
-}
 
 void replay_free(struct replay_guest *guest)
 {
@@ -138,6 +134,41 @@ int replay_start(const struct replay_config *config, struct replay_guest **ret, 
 	if (r < 0)
 		return r;
 	*ret = TAKE_PTR(guest);
+	return 0;
+}
+
+static void print_touches(const struct replay_guest *guest, FILE *f)
+{
+	const struct trace *trace = guest->config->trace;
+	const struct replay_shared *shared = guest->shared;
+	/* In a lane, records stand in the trace's order. */
+	size_t next[TRACE_VCPUS_MAX];
+
+	for (unsigned l = 0; l < shared->lane_count; l++)
+		next[l] = shared->lanes[l].first;
+	fputs("page,vcpu,kind,at_ns,started_ns,ended_ns\n", f);
+	for (size_t i = 0; i < trace->count; i++) {
+		const struct trace_touch *touch = &trace->touches[i];
+		const struct touch_record *record = &shared->records[next[lane_of(guest->config, touch)]++];
+
+		fprintf(f, "%" PRIu32 ",%u,%c,%" PRIu64 ",%" PRIu64 ",%" PRIu64 "\n", touch->page, touch->vcpu,
+			touch->kind, touch->at, record->started_ns, record->ended_ns);
+	}
+}
+
+int replay_write_touches(const struct replay_guest *guest, const char *path, struct error *err)
+{
+	FILE *f = fopen(path, "we");
+	int error = f ? 0 : errno;
+
+	if (f) {
+		print_touches(guest, f);
+		error = ferror(f) ? EIO : 0;
+		error = fclose(f) && errno ? errno : error;
+	}
+	if (error)
+		return error_set(err, -error, error == ENOSPC ? "disk_full" : "io_error", "cannot write %s: %s", path,
+				 strerror(error));
 	return 0;
 }
 

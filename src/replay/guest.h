@@ -8,7 +8,6 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/types.h>
 
 #include "base/cleanup.h"
 #include "base/error.h"
@@ -90,8 +89,8 @@ int replay_start(const struct replay_config *config, struct replay_guest **ret, 
  */
 int replay_run(struct replay_guest *guest, struct replay_result *ret, struct error *err);
 
-/* Its process, as the server sees it. */
-pid_t replay_pid(const struct replay_guest *guest);
+/* After replay_run: each touch with its times since the guest's start, in the trace's order, as CSV. Codes: disk_full, io_error. */
+int replay_write_touches(const struct replay_guest *guest, const char *path, struct error *err);
 
 /* Kills the process where it still lives. */
 void replay_free(struct replay_guest *guest);

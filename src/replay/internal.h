@@ -57,6 +57,12 @@ static inline unsigned touched_word(uint64_t page)
 /* Maps the memory and, where it is served, does the handshake. In the guest's process. */
 int memory_open(const struct replay_config *config, struct memory *ret, uint64_t *ret_handshake_ns, struct error *err);
 
+/* The number of the lane that makes the touch. */
+static inline unsigned lane_of(const struct replay_config *config, const struct trace_touch *touch)
+{
+	return config->vcpus == REPLAY_ONE ? 0 : touch->vcpu;
+}
+
 /* Deals the trace's touches out. The lanes' `touches` are one allocation, lanes[0].touches, which the caller frees. */
 int lanes_deal(const struct replay_config *config, struct replay_shared *shared, struct error *err);
 

@@ -12,11 +12,6 @@
 
 /* ---- who touches what ---- */
 
-static unsigned lane_of(const struct replay_config *config, const struct trace_touch *touch)
-{
-	return config->vcpus == REPLAY_ONE ? 0 : touch->vcpu;
-}
-
 int lanes_deal(const struct replay_config *config, struct replay_shared *shared, struct error *err)
 {
 	const struct trace *trace = config->trace;

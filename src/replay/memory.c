@@ -78,7 +78,7 @@ int memory_open(const struct replay_config *config, struct memory *ret, uint64_t
 	if (config->memory != REPLAY_PLAIN)
 		*ret_handshake_ns = now_ns();
 	if (r >= 0 && config->memory == REPLAY_SERVED)
-		r = connect_memory(config->socket, memory.base, memory.size, &memory.connection, err);
+		r = connect_memory(config->socket, config->answers, memory.base, memory.size, &memory.connection, err);
 	if (r < 0)
 		return r;
 	*ret = memory;

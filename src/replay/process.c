@@ -7,7 +7,6 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -78,15 +77,6 @@ static void name_next_touches(const struct replay_config *config, struct replay_
 	}
 }
 
-/* 0, or -EPIPE where the server has hung up. What a server may say is not ours to answer. */
-static int hear_server(int connection)
-{
-	char text[512];
-	ssize_t n = recv(connection, text, sizeof text, MSG_DONTWAIT);
-
-	return n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)) ? 0 : -EPIPE;
-}
-
 static int server_gone(const struct replay_config *config, struct replay_shared *shared, struct error *err)
 {
 	char where[160];
@@ -110,7 +100,7 @@ static int guest_stuck(const struct replay_config *config, struct replay_shared 
 /* Until all threads are through. */
 static int watch(const struct replay_config *config, struct runner *runner, int connection, struct error *err)
 {
-	struct pollfd p[] = { { .fd = runner->done_fd, .events = POLLIN }, { .fd = connection, .events = POLLIN } };
+	struct pollfd p[] = { { .fd = runner->done_fd, .events = POLLIN }, { .fd = connection, .events = POLLRDHUP } };
 	struct replay_shared *shared = runner->shared;
 	uint64_t progress = 0, moved_ns = now_ns();
 
@@ -121,7 +111,7 @@ static int watch(const struct replay_config *config, struct runner *runner, int 
 			return error_set(err, -errno, "guest_failed", "poll: %s", strerror(errno));
 		if (atomic_load(&runner->finished) == shared->lane_count)
 			return 0;
-		if (n > 0 && p[1].revents && hear_server(connection) < 0)
+		if (n > 0 && p[1].revents)
 			return server_gone(config, shared, err);
 		if (sum_progress(shared) != progress) {
 			progress = sum_progress(shared);

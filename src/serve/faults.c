@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "prefetch/from_image.h"
 #include "serve/pager_internal.h"
 
 /* Faults outside a fork's regions without an event that would explain them. A page that moves gives a few. */
@@ -112,43 +113,6 @@ static void stray(struct session *s, uint64_t address, uint64_t page_size)
 	uffd_wake(s->memory->fd, address & ~(page_size - 1), page_size);
 }
 
-/*
- * Copies a page from the image's mapping. Without a lease the image may be cut short at this moment: then whoever waits for the page is
- * not woken before it is known to be right. False: it is not known to be, and the VMM has been stopped.
- */
-static bool supply_mapped(struct pager *pager, struct session *s, uint64_t page, const void *bytes, uint64_t size,
-			  uint64_t offset, struct supply *ret)
-{
-	struct source *source = s->template->source;
-
-	if (atomic_load_explicit(&source->leased, memory_order_relaxed)) {
-		atomic_store(&pager->leasing.busy, true);
-		bool leased = atomic_load(&source->leased); /* still, now that keeper_break would wait for us? */
-		if (leased)
-			*ret = guest_memory_supply(s->memory, page, 1, bytes);
-		atomic_store_explicit(&pager->leasing.busy, false, memory_order_release);
-		if (leased)
-			return true;
-	}
-
-	/* Where inotify tells of changes a first look is not worth its system call. */
-	if (!atomic_load_explicit(&source->guarded, memory_order_relaxed) && !source_intact(source, size, offset)) {
-		*ret = (struct supply){ .outcome = SUPPLY_FAILED, .error = -EFAULT };
-		return true;
-	}
-	*ret = guest_memory_supply_held(s->memory, page, 1, bytes);
-	if (ret->copied == 0)
-		return true;
-	if (!source_intact(source, size, offset)) {
-		session_stop_vmm(s, "can't read a page of its template's image '%s': it was cut short there meanwhile",
-				 s->template->memory);
-		session_end(s);
-		return false;
-	}
-	guest_memory_wake(s->memory, page, 1);
-	return true;
-}
-
 void serve_fault(struct watcher *w, uint64_t fault_address, uint64_t read_ns)
 {
 	struct pager *pager = w->pager;
@@ -183,8 +147,13 @@ void serve_fault(struct watcher *w, uint64_t fault_address, uint64_t read_ns)
 	const void *bytes = source_peek(source, size, offset, read_ns);
 	if (bytes) {
 		struct supply supply;
-		if (!supply_mapped(pager, s, page, bytes, size, offset, &supply))
+		if (supply_from_image(memory, source, &pager->leasing, page, 1, bytes, size, offset, &supply) < 0) {
+			session_stop_vmm(s,
+					 "can't read a page of its template's image '%s': it was cut short there meanwhile",
+					 s->template->memory);
+			session_end(s);
 			return;
+		}
 		if (supply.outcome != SUPPLY_FAILED || supply.error != -EFAULT) {
 			settle(w, s, page, address, read_ns, false, &supply);
 			return;

@@ -471,7 +471,7 @@ static int start_pagers(struct server *server, const char *cpu_list, struct erro
 	r = placement_new(server->pagers, server->pager_count, &server->placement, err);
 	if (r < 0)
 		return r;
-	return prefetch_engine_new(PREFETCH_WORKERS, &server->engine, err);
+	return prefetch_engine_new(PREFETCH_WORKERS, server->keeper, &server->engine, err);
 }
 
 int server_new(const struct server_config *config, struct server **ret, struct error *err)

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +28,8 @@ int thread_stat_parse(const char *line, struct thread_stat *ret)
 			return -EBADMSG;
 		p = end;
 	}
+	if (fields[FIELD_PROCESSOR] > INT_MAX)
+		return -EBADMSG;
 	*ret = (struct thread_stat){
 		.faults = fields[FIELD_MAJFLT],
 		.ticks = fields[FIELD_UTIME] + fields[FIELD_STIME],

@@ -399,10 +399,7 @@ int guest_memory_read(struct guest_memory *memory, struct uffd_msg *messages, si
 
 uint64_t guest_memory_events(struct guest_memory *memory)
 {
-	pthread_mutex_lock(&memory->event_lock);
-	uint64_t n = memory->events_read;
-	pthread_mutex_unlock(&memory->event_lock);
-	return n;
+	return atomic_load_explicit(&memory->events_read, memory_order_acquire);
 }
 
 void guest_memory_wait_event(struct guest_memory *memory, uint64_t seen, uint64_t timeout_ns)

@@ -34,7 +34,7 @@ struct guest_memory {
 
 	pthread_mutex_t event_lock; /* innermost */
 	pthread_cond_t event_read;
-	uint64_t events_read; /* under event_lock */
+	_Atomic uint64_t events_read; /* changed under event_lock */
 };
 
 /* Takes FD and REGIONS (allocated, validated), on success only. */

@@ -5,8 +5,6 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <signal.h>
@@ -15,7 +13,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -26,6 +23,7 @@
 
 #include "base/cleanup.h"
 #include "integration/harness/client.h"
+#include "integration/harness/sandbox.h"
 #include "integration/harness/server.h"
 #include "integration/harness/vmm.h"
 
@@ -171,25 +169,6 @@ static void run_victim(const char *name, void (*body)(struct client_self *, void
 
 	client_join(client_start(name, body, scene));
 	assert_int_equal(test_image_sum(&scene->image), sum);
-}
-
-/* Refuses the system call as a container's seccomp filter does, and the device too if asked to. */
-static void refuse_userfaultfd(struct client_self *self, uint32_t error, bool device)
-{
-	uint32_t device_call = device ? USERFAULTFD_IOC_NEW : 0;
-	struct sock_filter program[] = {
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_userfaultfd, 3, 0),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 3),
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, device_call, 0, 1),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | error),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-	};
-	struct sock_fprog filter = { sizeof program / sizeof *program, program };
-
-	client_require(self, prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "no_new_privs: %s", strerror(errno));
-	client_require(self, prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0, "seccomp: %s", strerror(errno));
 }
 
 /* ---- supplied by the real server ---- */

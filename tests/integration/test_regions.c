@@ -14,7 +14,6 @@
 #include "integration/harness/server.h"
 #include "integration/harness/vmm.h"
 
-#define HUGE (2ul << 20)
 
 struct scene {
 	char socket[SOCKET_PATH_MAX];
@@ -223,60 +222,6 @@ static void test_region_with_a_hole_in_it(void **state)
 	fork_check_good(server, "base", "after", &scene.image);
 }
 
-/* ---- large pages ---- */
-
-static void huge_body(struct client_self *self, void *data)
-{
-	struct scene *scene = data;
-	struct vmm vmm;
-
-	vmm_init(&vmm, self, &scene->image);
-	char *p = mmap(NULL, 3 * HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
-	client_require(self, p != MAP_FAILED, "mmap of huge pages: %s", strerror(errno));
-	vmm_adopt_region(&vmm, p, 2 * HUGE, HUGE, HUGE);
-	vmm_add_region(&vmm, HUGE, 0);
-	vmm_start(&vmm, scene->socket, scene->form);
-	vmm_check_all_shuffled(&vmm, 2, 1);
-	vmm_remove(&vmm, &vmm.regions[0], 0, HUGE / PAGE);
-	vmm_remove(&vmm, &vmm.regions[1], 3, 4);
-	vmm_check_all(&vmm);
-}
-
-static bool set_huge_pages(unsigned count, unsigned *ret_before)
-{
-	_cleanup_fclose_ FILE *f = fopen("/proc/sys/vm/nr_hugepages", "r+e");
-	unsigned now = 0;
-
-	if (!f || (ret_before && fscanf(f, "%u", ret_before) != 1))
-		return false;
-	rewind(f);
-	if (fprintf(f, "%u\n", count) < 0 || fflush(f) != 0)
-		return false;
-	rewind(f);
-	return fscanf(f, "%u", &now) == 1 && now >= count;
-}
-
-static void test_huge_pages(void **state)
-{
-	struct test_server *server = *state;
-	struct scene scene = { 0 };
-	unsigned before = 0;
-
-	if (!set_huge_pages(before + 16, &before)) {
-		set_huge_pages(before, NULL);
-		print_message("no huge pages are to be had here: skipped\n");
-		skip();
-	}
-	/* The last huge page is incomplete. */
-	test_image_make(&scene.image, server->dir, "base", 3 * HUGE - 5 * PAGE - 100);
-	template_add(server, "base", &scene.image);
-	fork_create(server, "base", "huge", NULL, scene.socket);
-	struct client *client = client_start("huge", huge_body, &scene);
-	client_await_end(client);
-	set_huge_pages(before, NULL);
-	client_join(client);
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -284,7 +229,6 @@ int main(void)
 		SERVED(test_parts_of_the_image_more_than_once),
 		SERVED(test_offsets_over_four_gibibytes),
 		SERVED(test_region_with_a_hole_in_it),
-		SERVED(test_huge_pages),
 	};
 
 	return harness_run(tests);

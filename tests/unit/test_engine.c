@@ -41,6 +41,7 @@ static void done(struct prefetch_job *job, int result)
 }
 
 static _Atomic unsigned ended_count;
+static struct keeper *keeper;
 
 /* Two regions of PAGES pages each over one image, every page of which is SPEC's to spoil. No run yet. */
 static struct fork *fork_new(const char *spec)
@@ -115,7 +116,7 @@ static int make(void **state)
 	struct prefetch_engine *engine;
 
 	ended_count = 0;
-	assert_int_equal(prefetch_engine_new(2, &engine, NULL), 0);
+	assert_int_equal(prefetch_engine_new(2, keeper, &engine, NULL), 0);
 	*state = engine;
 	return 0;
 }
@@ -298,7 +299,7 @@ static void test_forks_take_turns(void **state)
 	add_run(longer, PAGES, PAGES);
 	add_run(shorter, 0, 10);
 	longer->job.plan = NULL;
-	assert_int_equal(prefetch_engine_new(1, &engine, NULL), 0);
+	assert_int_equal(prefetch_engine_new(1, keeper, &engine, NULL), 0);
 	prefetch_engine_submit(engine, &longer->job);
 	sem_wait(&longer->preparing);
 	prefetch_engine_submit(engine, &shorter->job);
@@ -320,7 +321,7 @@ static void test_stopping_ends_every_job(void **state)
 	struct fork *forks[3];
 
 	(void)state;
-	assert_int_equal(prefetch_engine_new(1, &engine, NULL), 0);
+	assert_int_equal(prefetch_engine_new(1, keeper, &engine, NULL), 0);
 	for (unsigned i = 0; i < 3; i++) {
 		/* A hundred seconds, if it were let. */
 		forks[i] = fork_new("delay=10ms,error=0+0x7fffffffffffffff");
@@ -359,5 +360,9 @@ int main(void)
 		cmocka_unit_test(test_stopping_ends_every_job),
 	};
 
-	return cmocka_run_group_tests_name("engine", tests, NULL, NULL);
+	if (keeper_new(NULL, NULL, &keeper, NULL) < 0)
+		return 1;
+	int failed = cmocka_run_group_tests_name("engine", tests, NULL, NULL);
+	keeper_free(keeper);
+	return failed;
 }

@@ -1,4 +1,5 @@
 /* What VMMs say when they connect, in both forms, whole and in pieces, right and wrong. */
+#include <jansson.h>
 #include <stdlib.h>
 
 #include "serve/handshake.h"
@@ -426,23 +427,15 @@ static void memory_for_a_handshake_is_bounded(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_firecracker),
-		cmocka_unit_test(test_hypeman),
-		cmocka_unit_test(test_page_size),
-		cmocka_unit_test(test_unknown_keys),
-		cmocka_unit_test(test_white_space),
-		cmocka_unit_test(test_numbers),
-		cmocka_unit_test(test_wrong_types),
-		cmocka_unit_test(test_missing_members),
-		cmocka_unit_test(test_neither_form),
-		cmocka_unit_test(test_not_json),
-		cmocka_unit_test(test_duplicate_keys),
-		cmocka_unit_test(test_trailing_bytes),
-		cmocka_unit_test(test_number_of_regions),
-		cmocka_unit_test(test_scan_in_pieces),
-		cmocka_unit_test(test_scan_strings),
-		cmocka_unit_test(test_scan_depth),
-		cmocka_unit_test(test_scan_wrong_beginnings),
+		cmocka_unit_test(test_firecracker),	  cmocka_unit_test(test_hypeman),
+		cmocka_unit_test(test_page_size),	  cmocka_unit_test(test_unknown_keys),
+		cmocka_unit_test(test_white_space),	  cmocka_unit_test(test_numbers),
+		cmocka_unit_test(test_wrong_types),	  cmocka_unit_test(test_missing_members),
+		cmocka_unit_test(test_neither_form),	  cmocka_unit_test(test_not_json),
+		cmocka_unit_test(test_duplicate_keys),	  cmocka_unit_test(test_trailing_bytes),
+		cmocka_unit_test(test_number_of_regions), cmocka_unit_test(memory_for_a_handshake_is_bounded),
+		cmocka_unit_test(test_scan_in_pieces),	  cmocka_unit_test(test_scan_strings),
+		cmocka_unit_test(test_scan_depth),	  cmocka_unit_test(test_scan_wrong_beginnings),
 	};
 
 	return cmocka_run_group_tests_name("handshake", tests, NULL, NULL);

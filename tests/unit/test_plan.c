@@ -1,4 +1,7 @@
-/* A hot list laid against regions: sorted runs of neighbours that never cross a region's end, or a refusal of the whole list. */
+/*
+ * A hot list laid against regions: sorted runs of neighbours that never cross a region's end, then huge pages in list order; or a refusal of
+ * the whole list.
+ */
 #include <stdlib.h>
 
 #include "prefetch/plan.h"
@@ -98,8 +101,8 @@ static void test_runs_end_with_their_region(void **state)
 {
 	(void)state;
 	ASSERT_PLAN(LIST({ 0, 14 * PAGE }, { 0, 15 * PAGE }, { 1, 0 }, { 1, PAGE }), { 14, 2 }, { 16, 2 });
-	ASSERT_PLAN(LIST({ 1, 7 * PAGE }, { 2, 0 }, { 2, 3 * HUGE_ }, { 3, 0 }), { 23, 1 }, { 24, 1 }, { 27, 1 },
-		    { 28, 1 });
+	ASSERT_PLAN(LIST({ 1, 7 * PAGE }, { 2, 0 }, { 2, 3 * HUGE_ }, { 3, 0 }), { 23, 1 }, { 28, 1 }, { 24, 1 },
+		    { 27, 1 });
 }
 
 /* A list that was recorded with small pages, on huge ones: each is wanted once, however many of its parts were touched. */
@@ -109,7 +112,20 @@ static void test_small_pages_on_huge_ones(void **state)
 	ASSERT_PLAN(LIST({ 2, 5 * PAGE }, { 2, 0 }, { 2, 6 * PAGE }, { 2, HUGE_ - PAGE }), { 24, 1 });
 	ASSERT_PLAN(LIST({ 2, HUGE_ - PAGE }, { 2, HUGE_ }, { 2, HUGE_ + PAGE }, { 2, 3 * HUGE_ + PAGE }), { 24, 2 },
 		    { 27, 1 });
-	ASSERT_PLAN(LIST({ 2, 4 * HUGE_ - PAGE }, { 2, 2 * HUGE_ }), { 26, 2 });
+	ASSERT_PLAN(LIST({ 2, 2 * HUGE_ }, { 2, 4 * HUGE_ - PAGE }), { 26, 2 });
+}
+
+/* Each of them takes a call of its own: the one that will be touched first comes first. */
+static void test_huge_pages_keep_the_order_of_the_list(void **state)
+{
+	(void)state;
+	ASSERT_PLAN(LIST({ 2, 4 * HUGE_ - PAGE }, { 2, 2 * HUGE_ }), { 27, 1 }, { 26, 1 });
+	ASSERT_PLAN(LIST({ 2, 2 * HUGE_ + PAGE }, { 2, PAGE }, { 2, 3 * HUGE_ }, { 2, 2 * HUGE_ }, { 2, HUGE_ },
+			 { 2, 0 }),
+		    { 26, 1 }, { 24, 1 }, { 27, 1 }, { 25, 1 });
+	/* Small ones go in by neighbours, and before. */
+	ASSERT_PLAN(LIST({ 2, HUGE_ }, { 1, 0 }, { 2, 0 }, { 0, 15 * PAGE }, { 3, 0 }, { 0, 14 * PAGE }), { 14, 2 },
+		    { 16, 1 }, { 28, 1 }, { 25, 1 }, { 24, 1 });
 }
 
 /* The only bad entry is the last one. */
@@ -125,6 +141,19 @@ static void test_whole_list_is_checked_first(void **state)
 	assert_refused(LIST({ 3, PAGE }, { 9, 0 }), "bad_offset", "entry 0 "); /* the first of two */
 }
 
+/* Whether run B may come right after run A: they lie in order, and could not have been one. */
+static bool follows(const struct plan_run *a, const struct plan_run *b)
+{
+	const struct region *first = regions_of_page(regions, REGIONS, a->page);
+	const struct region *second = regions_of_page(regions, REGIONS, b->page);
+
+	if (first == second && b->page == a->page + a->count)
+		return false;
+	if (first->page_size != second->page_size)
+		return first->page_size == PAGE;
+	return first->page_size != PAGE || b->page > a->page;
+}
+
 /* Against a naive mark on every wanted page. */
 static void test_random_lists(void **state)
 {
@@ -133,34 +162,32 @@ static void test_random_lists(void **state)
 	(void)state;
 	for (unsigned round = 0; round < 3000; round++) {
 		bool wanted[30] = { false };
+		size_t left = 0;
 		_cleanup_hotlist_ struct hotlist *list = hotlist_new();
 		_cleanup_plan_ struct plan *plan = NULL;
 		for (uint64_t n = random_below(&random, 40); n > 0; n--) {
 			uint64_t region = random_below(&random, REGIONS);
 			uint64_t offset = random_below(&random, regions[region].size / PAGE) * PAGE;
+			uint64_t page = regions[region].first_page + offset / regions[region].page_size;
 			assert_int_equal(hotlist_add(list, region, offset), 0);
-			wanted[regions[region].first_page + offset / regions[region].page_size] = true;
+			left += !wanted[page];
+			wanted[page] = true;
 		}
 		assert_int_equal(plan_new(list, regions, REGIONS, &plan, NULL), 0);
+		assert_int_equal(plan->pages, left);
 
-		uint64_t next = 0, pages = 0;
 		for (size_t i = 0; i < plan->count; i++) {
 			const struct plan_run *run = &plan->runs[i];
-			for (; next < run->page; next++)
-				assert_false(wanted[next]);
 			assert_true(run->count > 0);
 			assert_ptr_equal(regions_of_page(regions, REGIONS, run->page),
 					 regions_of_page(regions, REGIONS, run->page + run->count - 1));
-			for (; next < run->page + run->count; next++, pages++)
-				assert_true(wanted[next]);
-			/* What could have been one run is one. */
-			if (wanted[next])
-				assert_ptr_not_equal(regions_of_page(regions, REGIONS, next),
-						     regions_of_page(regions, REGIONS, next - 1));
+			assert_true(i == 0 || follows(run - 1, run));
+			for (uint64_t page = run->page; page < run->page + run->count; page++, left--) {
+				assert_true(wanted[page]); /* and not for a second time */
+				wanted[page] = false;
+			}
 		}
-		for (; next < 30; next++)
-			assert_false(wanted[next]);
-		assert_int_equal(plan->pages, pages);
+		assert_int_equal(left, 0);
 	}
 }
 
@@ -174,6 +201,7 @@ int main(void)
 		cmocka_unit_test(test_duplicates),
 		cmocka_unit_test(test_runs_end_with_their_region),
 		cmocka_unit_test(test_small_pages_on_huge_ones),
+		cmocka_unit_test(test_huge_pages_keep_the_order_of_the_list),
 		cmocka_unit_test(test_whole_list_is_checked_first),
 		cmocka_unit_test(test_random_lists),
 	};

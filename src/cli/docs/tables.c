@@ -1,0 +1,81 @@
+/* Going through the tables of options: see docs.h. */
+#include <string.h>
+
+#include "cli/docs/docs.h"
+
+static const struct cli_option *first_of(const struct cli_option *options)
+{
+	return options && options->name ? options : NULL;
+}
+
+static bool is_in(const struct cli_option *options, const struct cli_option *option)
+{
+	for (; options && options->name; options++)
+		if (options == option)
+			return true;
+	return false;
+}
+
+const struct cli_option *next_option(const struct cli_action *action, const struct cli_option *last)
+{
+	const struct cli_option *lists[] = { action->options, action->client ? cli_client_options : NULL,
+					     cli_help_options };
+	size_t i = 0;
+
+	if (last) {
+		while (!is_in(lists[i], last))
+			i++;
+		if (last[1].name)
+			return last + 1;
+		i++;
+	}
+	for (; i < sizeof lists / sizeof *lists; i++)
+		if (first_of(lists[i]))
+			return lists[i];
+	return NULL;
+}
+
+const char *option_offer(const struct cli_option *option)
+{
+	if (option->words)
+		return option->words;
+	return option->complete ?: cli_completion(option->value);
+}
+
+bool next_word(const char **text, char word[static WORD_MAX])
+{
+	const char *start = *text + strspn(*text, " ");
+	size_t length = strcspn(start, " ");
+
+	if (!length)
+		return false;
+	snprintf(word, WORD_MAX, "%.*s", (int)length, start);
+	*text = start + length;
+	return true;
+}
+
+bool argument_at(const struct cli_action *action, size_t index, struct argument *ret)
+{
+	const char *names = action->arguments, *kinds = action->complete ?: "";
+	char kind[WORD_MAX] = "";
+
+	for (size_t i = 0; i <= index; i++) {
+		if (!next_word(&names, ret->name))
+			return false;
+		/* The last kind goes for the arguments behind it too. */
+		next_word(&kinds, kind);
+	}
+	snprintf(ret->offer, sizeof ret->offer, "%s", action->complete ? kind : cli_completion(ret->name));
+	ret->repeats = strstr(ret->name, "...") != NULL;
+	return true;
+}
+
+bool offers(const char *offer, const char *word)
+{
+	char each[WORD_MAX];
+
+	while (next_word(&offer, each))
+		if (!strcmp(each, word))
+			return true;
+	return false;
+}
