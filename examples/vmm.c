@@ -7,7 +7,9 @@
  *
  * Exit status: 0 the guest has done its work, 1 it could not be started, 2 usage, 3 the server has gone away under it.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>

@@ -80,8 +80,7 @@ static int describe_end(const struct process *process, int status, struct error 
 	return error_set(err, -EPROTO, "bench_failed", "%s ended with status %d", process->name, WEXITSTATUS(status));
 }
 
-/* 0, or the end of a steady process. */
-static int check_steady(struct processes *all, struct error *err)
+int processes_check_steady(struct processes *all, struct error *err)
 {
 	for (struct process *p = all->list; p; p = p->next) {
 		int status;
@@ -101,7 +100,7 @@ int processes_wait(struct processes *all, int fd, uint64_t timeout_ns, struct er
 
 	for (;;) {
 		uint64_t now = now_ns(), left = now < end ? end - now : 0;
-		int r = check_steady(all, err);
+		int r = processes_check_steady(all, err);
 
 		if (r < 0)
 			return r;
@@ -253,6 +252,7 @@ int process_start(struct processes *all, const char *name, const int *fds, unsig
 		return fork_failed(all, process, err);
 	if (pid == 0) {
 		settle_in(all, parent, SIGKILL);
+		prctl(PR_SET_NAME, name); /* for top and ps */
 		run_body(kept, fd_count + 1, body, data, process->shared);
 	}
 	enlist(all, process, pid);

@@ -51,6 +51,8 @@ void processes_close(struct processes *all);
 
 /* 0, or -EINTR with code "interrupted" where the run is to end. */
 int processes_check_stop(struct processes *all, struct error *err);
+/* 0, or the end of a steady process, as an error. */
+int processes_check_steady(struct processes *all, struct error *err);
 /* Waits until FD is readable or at its end. -EINTR as above; -ETIMEDOUT. A negative FD: until the time is over, which is then no error. A steady process's end is one. */
 int processes_wait(struct processes *all, int fd, uint64_t timeout_ns, struct error *err);
 

@@ -181,10 +181,20 @@ static json_t *limit_to_json(struct bench_case *c, const struct limit *limit)
 			 value <= limit->target);
 }
 
+static bool all_finite(const struct bench_case *c)
+{
+	for (unsigned i = 0; i < c->side_count; i++)
+		for (unsigned k = 0; k < c->sides[i].metric_count; k++)
+			for (unsigned n = 0; n < c->sides[i].metrics[k].series.count; n++)
+				if (!isfinite(c->sides[i].metrics[k].series.values[n]))
+					return false;
+	return true;
+}
+
 json_t *case_to_json(struct bench_case *c)
 {
 	json_t *sides = json_array(), *ratios = json_array(), *limits = json_array();
-	bool good = true;
+	bool good = all_finite(c);
 
 	for (unsigned i = 0; i < c->side_count && !c->skipped[0]; i++)
 		good = json_array_append_new(sides, side_to_json(&c->sides[i])) == 0 && good;

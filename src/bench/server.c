@@ -17,6 +17,8 @@
 #define CALL_TIMEOUT_S 120
 #define WAIT_TIMEOUT_S 90
 #define STOP_TIMEOUT_S 60
+/* From a connection that breaks to the end of the process behind it. */
+#define END_TIMEOUT_MS 2000
 
 /* ---- starting and stopping ---- */
 
@@ -82,6 +84,7 @@ int bench_server_start(struct processes *processes, const struct bench_options *
 	if (server.pidfd < 0)
 		return error_set(err, -errno, "bench_failed", "pidfd_open failed: %s", strerror(errno));
 	r = await_ready(&server, notify, err);
+	server.process->steady = r == 0;
 	if (r == 0)
 		r = options->api->open(run_dir, &server.client, err);
 	if (r < 0) {
@@ -118,6 +121,19 @@ int bench_server_stop(struct bench_server *server, struct error *err)
 
 /* ---- the API ---- */
 
+/* A server that ended says why by how it ended, and not by what its absence does to a call. */
+static int explain(struct bench_server *server, int result, struct error *err)
+{
+	struct pollfd end = { .fd = server->pidfd, .events = POLLIN };
+
+	if (strcmp(err->code, "no_server") && strcmp(err->code, "no_answer"))
+		return result;
+	if (poll(&end, 1, END_TIMEOUT_MS) <= 0)
+		return result;
+	int r = processes_check_steady(server->processes, err);
+	return r < 0 ? r : result;
+}
+
 static int call(struct bench_server *server, const char *method, const char *path, json_t *body, json_t **ret,
 		struct error *err)
 {
@@ -126,6 +142,8 @@ static int call(struct bench_server *server, const char *method, const char *pat
 
 	if (r == 0)
 		r = server->api->call(server->client, method, path, body, CALL_TIMEOUT_S, &answer, err);
+	if (r < 0)
+		r = explain(server, r, err);
 	json_decref(body);
 	if (r == 0 && ret)
 		*ret = answer;

@@ -10,9 +10,9 @@ const struct cli_exit_status cli_exit_statuses[] = {
 	{ EXIT_OK, "done" },
 	{ EXIT_FAILED, "failed; the message says why" },
 	{ EXIT_USAGE, "the command line is wrong" },
-	{ EXIT_NO_SERVER, "no server answers in the run directory" },
-	{ EXIT_UNKNOWN, "there is no such template or fork" },
-	{ EXIT_TIMEOUT, "what was waited for did not come in time" },
+	{ EXIT_NO_SERVER, "no server answers in the run directory", true },
+	{ EXIT_UNKNOWN, "there is no such template or fork", true },
+	{ EXIT_TIMEOUT, "what was waited for did not come in time", true },
 	{ 0 },
 };
 

@@ -14,6 +14,7 @@ extern const struct cli_command *const cli_commands[];
 struct cli_exit_status {
 	enum exit_code code;
 	const char *meaning;
+	bool client; /* only of those that talk to a server */
 };
 extern const struct cli_exit_status cli_exit_statuses[]; /* ends with a row without a meaning */
 

@@ -90,8 +90,6 @@ static int run_wait(const struct cli_args *args)
 	double seconds = WAIT_DEFAULT_S;
 	char suffix[128];
 
-	if (!milestone)
-		return cli_usage_error(args, "--for MILESTONE is missing");
 	if (timeout) {
 		char *end;
 
@@ -144,9 +142,6 @@ static int run_hot_list(const struct cli_args *args)
 	const char *format = cli_value(args, "format") ?: "hpl1";
 	char suffix[64];
 
-	if (!output)
-		return cli_usage_error(args, "-o FILE is missing ('-' is standard output)");
-
 	/* The table of options lets only words through that may stand in a query as they are. */
 	snprintf(suffix, sizeof suffix, "/hot-list?from=%s&format=%s", from, format);
 	if (client_call_named(&call, "GET", "/v1/forks/", args->arguments[0], suffix, API_TIMEOUT_NONE) < 0)
@@ -184,7 +179,8 @@ static const struct cli_option wait_options[] = {
 	{ .name = "for",
 	  .value = "MILESTONE",
 	  .help = "connected, prefetched, ready or gone",
-	  .words = "connected prefetched ready gone" },
+	  .words = "connected prefetched ready gone",
+	  .required = true },
 	{ .name = "timeout",
 	  .value = "S",
 	  .help = "give up after S seconds, with exit status 5 (default: 30)",
@@ -201,7 +197,8 @@ static const struct cli_option hot_list_options[] = {
 	{ .name = "output",
 	  .letter = 'o',
 	  .value = "FILE",
-	  .help = "where the list goes, replaced as a whole or not at all; '-' is standard output" },
+	  .help = "where the list goes, replaced as a whole or not at all; '-' is standard output",
+	  .required = true },
 	{ .name = "from",
 	  .value = "SOURCE",
 	  .help = "loop: what the fault loop recorded; best: the best recording there is (default)",

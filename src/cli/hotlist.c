@@ -240,8 +240,6 @@ static int run_convert(const struct cli_args *args)
 	enum hotlist_format format;
 	struct error err;
 
-	if (!to)
-		return cli_usage_error(args, "--to is missing: hpl1, json or csv");
 	if (hotlist_format_parse(to, &format, &err) < 0)
 		return cli_usage_error(args, "%s", err.message);
 
@@ -358,7 +356,12 @@ static const struct cli_option show_options[] = {
 };
 
 static const struct cli_option convert_options[] = {
-	{ .name = "to", .letter = 't', .value = "FORMAT", .help = "hpl1, json or csv", .words = "hpl1 json csv" },
+	{ .name = "to",
+	  .letter = 't',
+	  .value = "FORMAT",
+	  .help = "hpl1, json or csv",
+	  .words = "hpl1 json csv",
+	  .required = true },
 	{ 0 },
 };
 
@@ -368,7 +371,8 @@ static const struct cli_option verify_options[] = {
 	{ .name = "template",
 	  .value = "NAME|IMAGE",
 	  .help = "a template of the server, or the path of a memory image",
-	  .complete = "@template @file" },
+	  .complete = "@template @file",
+	  .required = true },
 	{ .name = "regions",
 	  .value = "SPEC",
 	  .help = "the VMM's memory regions, as above (default: one that covers the whole image)" },

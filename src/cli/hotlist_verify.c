@@ -241,8 +241,6 @@ int hotlist_cli_verify(const struct cli_args *args)
 	struct regions regions = { .items = NULL };
 	struct image image = { .path = NULL };
 
-	if (!cli_value(args, "template"))
-		return cli_usage_error(args, "--template is missing: a template's name, or the path of a memory image");
 	int exit_code = spec ? parse_regions(args, spec, &regions) : EXIT_OK;
 	if (exit_code == EXIT_OK)
 		exit_code = verify(args, &regions, &image);

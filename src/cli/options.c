@@ -197,8 +197,12 @@ static int print_action_help(const struct cli_command *command, const struct cli
 {
 	bool named = action->name[0] != '\0';
 
-	printf("Usage: faultline %s%s%s%s%s [OPTION...]\n\n", command->name, named ? " " : "", action->name,
+	printf("Usage: faultline %s%s%s%s%s", command->name, named ? " " : "", action->name,
 	       action->arguments[0] ? " " : "", action->arguments);
+	for (const struct cli_option *o = action->options; o && o->name; o++)
+		if (o->required)
+			printf(" --%s %s", o->name, o->value);
+	printf(" [OPTION...]\n\n");
 	if (named)
 		printf("%c%s.\n", toupper((unsigned char)action->summary[0]), action->summary + 1);
 	else
@@ -391,6 +395,14 @@ static int count_words(const char *arguments)
 	return n;
 }
 
+static int check_required(const struct cli_args *args)
+{
+	for (const struct cli_option *o = args->action->options; o && o->name; o++)
+		if (o->required && !args->values[o - args->action->options])
+			return cli_usage_error(args, "--%s %s is missing: %s", o->name, o->value, o->help);
+	return EXIT_OK;
+}
+
 static int check_argument_count(const struct cli_args *args)
 {
 	const char *expected = args->action->arguments;
@@ -447,7 +459,8 @@ static int parse_words(struct cli_args *args, int argc, char **argv, int action_
 			args->arguments[args->argument_count++] = argv[i];
 		}
 	}
-	return check_argument_count(args);
+	int exit_code = check_argument_count(args);
+	return exit_code == EXIT_OK ? check_required(args) : exit_code;
 }
 
 int cli_run(const struct cli_command *command, int argc, char **argv)

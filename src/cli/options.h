@@ -21,20 +21,21 @@ struct cli_option {
 	const char *words;    /* the only values there are: "off eager"; NULL: others too */
 	const char *complete; /* what shells offer for its value, see cli_completion(); NULL: as VALUE's name says */
 	const char *manual;   /* more sentences for the man page; may be NULL */
+	bool required;	      /* the line is wrong without it */
 };
 
 struct cli_args;
 
 struct cli_action {
-	const char *name;      /* "create"; "" where the subcommand has no actions, and its table has this one row */
+	const char *name; /* "create"; "" where the subcommand has no actions, and its table has this one row */
 	const char *arguments; /* "ID LIST", in order; all are required, but "IN..." at the end takes one or more, "[IN...]" any number */
-	const char *summary;   /* half a sentence for the list of actions */
-	const char *details;   /* more for its own --help; may be NULL */
+	const char *summary;			 /* half a sentence for the list of actions */
+	const char *details;			 /* more for its own --help; may be NULL */
 	const struct cli_option *options;	 /* ends with a row without a name; may be NULL */
 	int (*run)(const struct cli_args *args); /* returns the process's exit code */
 	bool client;				 /* talks to a server: takes --run-dir and --json too */
-	const char *complete; /* what shells offer for its arguments, word by word: "@fork @file"; NULL: as their names say */
-	const char *manual; /* more paragraphs for the man page; may be NULL */
+	const char *complete; /* what shells offer for its arguments, in turn: "@fork;@file"; NULL: as their names say */
+	const char *manual;   /* more paragraphs for the man page; may be NULL */
 };
 
 struct cli_command {

@@ -46,7 +46,7 @@ static double run_ms(const struct replay_result *r)
 }
 static double faults(const struct replay_figures *f)
 {
-	return (double)f->sleeps;
+	return (double)f->faults;
 }
 static double slow(const struct replay_figures *f)
 {
@@ -391,7 +391,7 @@ static void print_legend(void)
 {
 	printf("\nadded   from the handshake to the end of the last touch, less the trace's own length\n"
 	       "before  the part of it before the guest ran\n"
-	       "faults  touches that put their thread to sleep: pages waited for\n"
+	       "faults  pages that a vCPU waited for, from the server or from the disk\n"
 	       "stall   slow touches, %llu µs and more, all together; percentiles are of those\n",
 	       REPLAY_SLOW_NS / NSEC_PER_USEC);
 }

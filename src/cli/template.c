@@ -50,8 +50,6 @@ static int run_add(const struct cli_args *args)
 {
 	_cleanup_client_call_ struct client_call call = { .args = args };
 
-	if (!cli_value(args, "memory"))
-		return cli_usage_error(args, "--memory FILE is missing");
 	client_add_string(&call, "name", args->arguments[0]);
 	client_add_path(&call, "memory", cli_value(args, "memory"));
 	client_add_path(&call, "state", cli_value(args, "state"));
@@ -109,7 +107,8 @@ static int run_remove(const struct cli_args *args)
 static const struct cli_option add_options[] = {
 	{ .name = "memory",
 	  .value = "FILE",
-	  .help = "the memory image; it must not change as long as the template exists" },
+	  .help = "the memory image; it must not change as long as the template exists",
+	  .required = true },
 	{ .name = "state",
 	  .value = "FILE",
 	  .help = "the VMM's own state that belongs to it: kept with the template, never read" },

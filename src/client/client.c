@@ -21,6 +21,9 @@
 /* How long faultline_close waits for the server to let go. */
 #define CLOSE_TIMEOUT_MS 10000
 
+/* How long a server may take from saying no, or from a mistake of ours, to hanging up. */
+#define REFUSAL_TIMEOUT_MS 1000
+
 /* log2 of the page size stands here in mmap's flags. */
 #define MAP_2_MIB (21 << MAP_HUGE_SHIFT)
 
@@ -275,7 +278,7 @@ static int open_up(const struct faultline_client *c, struct faultline_error *err
  * A server that got the userfaultfd may have put pages there: they go as well, as the next one may serve another image. One that has not hung
  * up may put more there, once the memory is registered again.
  */
-static void take_back(struct faultline_client *c, bool sent)
+static void take_back(struct faultline_client *c, bool sent, int patience_ms)
 {
 	for (size_t i = 0; i < c->count; i++) {
 		struct mapping *m = &c->mappings[i];
@@ -295,8 +298,10 @@ static void take_back(struct faultline_client *c, bool sent)
 				reserve(address, m->region.size, m->region.page_size);
 		}
 	}
-	c->spoiled = sent && talk_finish(&c->talk, handover_deadline(0), NULL) < 0;
-	talk_clear(&c->talk);
+	if (sent) {
+		c->spoiled = talk_finish(&c->talk, handover_deadline(patience_ms), NULL) < 0;
+		talk_clear(&c->talk);
+	}
 	handover_clear(&c->handover);
 }
 
@@ -308,13 +313,14 @@ static int hand_over(struct faultline_client *c, const char *path, uint64_t dead
 	for (size_t i = 0; i < c->count; i++)
 		huge |= c->mappings[i].region.page_size == HUGE_PAGE_SIZE;
 	int r = handover_open(&c->handover, huge, error);
-	if (r == FAULTLINE_OK)
-		r = handover_connect(&c->handover, path, deadline, error);
-	talk_init(&c->talk, c->handover.socket);
+	/* All mistakes that can be found here come first: whoever connects uses the fork up. */
 	if (r == FAULTLINE_OK)
 		r = register_mappings(c, error);
+	if (r == FAULTLINE_OK)
+		r = handover_connect(&c->handover, path, deadline, error);
 	if (r < 0)
 		return r;
+	talk_init(&c->talk, c->handover.socket);
 	*ret_sent = true;
 	r = send_mappings(c, deadline, error);
 	if (r < 0)
@@ -353,7 +359,7 @@ int faultline_connect(struct faultline_client *c, const char *socket_path, int t
 	c->answers = !(flags & FAULTLINE_CONNECT_UNANSWERED);
 	r = hand_over(c, path, handover_deadline(timeout_ms == -1 ? HANDOVER_TIMEOUT_MS : timeout_ms), &sent, error);
 	if (r < 0) {
-		take_back(c, sent);
+		take_back(c, sent, r == FAULTLINE_TIMED_OUT ? 0 : REFUSAL_TIMEOUT_MS);
 		return r;
 	}
 	c->state = CLIENT_CONNECTED;
@@ -433,10 +439,10 @@ static int map_one(const struct handover_region *r, int fd, uint64_t image_size)
 
 	if (in_file > r->size)
 		in_file = r->size;
-	if (in_file && memory_map(address, in_file, protection, flags, fd, (off_t)r->offset) == MAP_FAILED)
+	/* Huge pages can't be replaced in part. */
+	if (in_file < r->size && memory_map(address, r->size, protection, flags | MAP_ANONYMOUS, -1, 0) == MAP_FAILED)
 		return -errno;
-	if (in_file < r->size &&
-	    memory_map(address + in_file, r->size - in_file, protection, flags | MAP_ANONYMOUS, -1, 0) == MAP_FAILED)
+	if (in_file && memory_map(address, in_file, protection, flags, fd, (off_t)r->offset) == MAP_FAILED)
 		return -errno;
 	return 0;
 }

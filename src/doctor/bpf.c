@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "doctor/insn.h"
 #include "doctor/machine.h"
 
 #define PMU_DIR "/sys/bus/event_source/devices/"
@@ -47,20 +48,17 @@ struct program {
 static int load_counter(struct counter *counter, const struct program *program)
 {
 	const struct bpf_insn instructions[] = {
-		{ .code = BPF_ST | BPF_MEM | BPF_W, .dst_reg = BPF_REG_10, .off = -4, .imm = 0 },
-		{ .code = BPF_ALU64 | BPF_MOV | BPF_X, .dst_reg = BPF_REG_2, .src_reg = BPF_REG_10 },
-		{ .code = BPF_ALU64 | BPF_ADD | BPF_K, .dst_reg = BPF_REG_2, .imm = -4 },
-		{ .code = BPF_LD | BPF_DW | BPF_IMM,
-		  .dst_reg = BPF_REG_1,
-		  .src_reg = BPF_PSEUDO_MAP_FD,
-		  .imm = counter->map },
+		insn_store(BPF_W, BPF_REG_10, -4, 0),
+		insn_copy(BPF_REG_2, BPF_REG_10),
+		insn_add(BPF_REG_2, -4),
+		insn_load_map(BPF_REG_1, counter->map),
 		{ 0 },
-		{ .code = BPF_JMP | BPF_CALL, .imm = BPF_FUNC_map_lookup_elem },
-		{ .code = BPF_JMP | BPF_JEQ | BPF_K, .dst_reg = BPF_REG_0, .off = 2, .imm = 0 },
-		{ .code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_1, .imm = 1 },
-		{ .code = BPF_STX | BPF_ATOMIC | BPF_DW, .dst_reg = BPF_REG_0, .src_reg = BPF_REG_1, .imm = BPF_ADD },
-		{ .code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .imm = 0 },
-		{ .code = BPF_JMP | BPF_EXIT },
+		insn_call(BPF_FUNC_map_lookup_elem),
+		insn_skip_if_zero(BPF_REG_0, 2),
+		insn_set(BPF_REG_1, 1),
+		insn_atomic_add(BPF_REG_0, BPF_REG_1),
+		insn_set(BPF_REG_0, 0),
+		insn_exit(),
 	};
 	LIBBPF_OPTS(bpf_prog_load_opts, options, .expected_attach_type = program->attach_type,
 		    .attach_btf_id = program->btf_id, .attach_btf_obj_fd = (uint32_t)program->btf_fd);
@@ -215,7 +213,7 @@ static int open_tracepoint(const char *name)
 		if (read == 0)
 			attr.config = (uint64_t)id;
 		/* A directory that isn't mounted says less than one that may not be read. */
-		if (read == 0 || read != -ENOENT)
+		if (read != -ENOENT)
 			r = read;
 	}
 	return r < 0 ? r : open_event(&attr, -1);

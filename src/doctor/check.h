@@ -42,4 +42,4 @@ void probe_cost(struct probe *probe, const char *format, ...) __attribute__((for
 void probe_remedy(struct probe *probe, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Fills the summary from the results, and takes back what they cost where something better makes up for it. */
-void verdict(struct doctor_report *report, const struct check *const *checks);
+void verdict(struct doctor_report *report);

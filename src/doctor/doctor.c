@@ -74,13 +74,23 @@ const char *doctor_use_name(enum doctor_use use)
 
 /* ---- what probes say ---- */
 
-static void say(struct probe *probe, enum doctor_status status, int error, const char *format, va_list ap)
+/* A path with control characters in it must not write over the terminal. */
+static void flatten(char *text)
+{
+	for (unsigned char *p = (unsigned char *)text; *p; p++)
+		if (*p < 0x20 || *p == 0x7f)
+			*p = '?';
+}
+
+__attribute__((format(printf, 4, 0))) static void say(struct probe *probe, enum doctor_status status, int error,
+						      const char *format, va_list ap)
 {
 	struct doctor_result *result = probe->result;
 
 	result->status = status;
 	result->error = error;
 	vsnprintf(result->found, sizeof result->found, format, ap);
+	flatten(result->found);
 	snprintf(result->cost, sizeof result->cost, "%s", status == DOCTOR_OK ? "" : probe->check->cost ?: "");
 	snprintf(result->remedy, sizeof result->remedy, "%s", status == DOCTOR_OK ? "" : probe->check->remedy ?: "");
 }
@@ -127,6 +137,7 @@ void probe_remedy(struct probe *probe, const char *format, ...)
 
 	va_start(ap, format);
 	vsnprintf(probe->result->remedy, sizeof probe->result->remedy, format, ap);
+	flatten(probe->result->remedy);
 	va_end(ap);
 }
 
@@ -275,6 +286,7 @@ static void name_results(const struct run *run)
 			result->name = check->name;
 			result->title = check->title;
 			result->uses = check->uses;
+			result->required = check->required;
 		}
 }
 
@@ -292,7 +304,7 @@ static int run_all(struct run *run, struct doctor_report **ret)
 		return -ENOMEM;
 	report->count = run->count;
 	memcpy(report->results, run->shared->results, run->count * sizeof *report->results);
-	verdict(report, run->checks);
+	verdict(report);
 	*ret = report;
 	return 0;
 }

@@ -29,6 +29,7 @@ struct doctor_result {
 	const char *name;  /* stable, for programs: "uffd_open" */
 	const char *title; /* for people */
 	unsigned uses;	   /* of doctor_use */
+	unsigned required; /* of those, the ones that don't work at all without it */
 	enum doctor_status status;
 	int error;		      /* the negative errno behind it; 0: none */
 	bool killed;		      /* the probe did not live through it, and no more would the server */

@@ -33,6 +33,7 @@ static void probe_files(struct probe *probe)
 {
 	struct rlimit limit;
 	const rlim_t wanted = FORKS * FILES_PER_FORK + FILES_OF_SERVER;
+	const rlim_t cpus = (rlim_t)sysconf(_SC_NPROCESSORS_ONLN);
 
 	if (getrlimit(RLIMIT_NOFILE, &limit) < 0) {
 		probe_missing(probe, -errno, "getrlimit failed: %s", strerror(errno));
@@ -44,13 +45,11 @@ static void probe_files(struct probe *probe)
 	else if (limit.rlim_max >= wanted)
 		probe_ok(probe, "%llu, enough for %llu forks", (unsigned long long)limit.rlim_max,
 			 (unsigned long long)((limit.rlim_max - FILES_OF_SERVER) / FILES_PER_FORK));
-	else if (limit.rlim_max < FILES_AT_LEAST((rlim_t)sysconf(_SC_NPROCESSORS_ONLN)))
+	else if (limit.rlim_max < FILES_AT_LEAST(cpus))
 		probe_missing(probe, 0, "%llu, too few for a server and a fork", (unsigned long long)limit.rlim_max);
 	else
 		probe_degraded(probe, 0, "%llu, enough for about %llu forks", (unsigned long long)limit.rlim_max,
-			       limit.rlim_max > FILES_OF_SERVER
-				       ? (unsigned long long)((limit.rlim_max - FILES_OF_SERVER) / FILES_PER_FORK)
-				       : 0ull);
+			       (unsigned long long)((limit.rlim_max - FILES_AT_LEAST(cpus)) / FILES_PER_FORK));
 }
 
 static void probe_locked(struct probe *probe)
@@ -142,6 +141,7 @@ const struct check limit_checks[] = {
 	{ .name = "open_files",
 	  .title = "open files",
 	  .uses = DOCTOR_SERVING,
+	  .required = DOCTOR_SERVING,
 	  .probe = probe_files,
 	  .cost = "beyond that many forks, VMMs that connect are turned away",
 	  .remedy = "raise the hard limit to 6000 or more: ulimit -Hn 6000, LimitNOFILE=6000 in the unit, or "

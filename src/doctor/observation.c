@@ -15,6 +15,7 @@
 #include "base/cleanup.h"
 #include "doctor/bpf.h"
 #include "doctor/check.h"
+#include "doctor/insn.h"
 #include "doctor/kvm_trial.h"
 #include "doctor/machine.h"
 #include "doctor/trial.h"
@@ -294,16 +295,16 @@ static void ring_clear(struct ring *ring)
 static int load_writer(struct ring *ring)
 {
 	const struct bpf_insn instructions[] = {
-		{ .code = BPF_ST | BPF_MEM | BPF_DW, .dst_reg = BPF_REG_10, .off = -8, .imm = RECORD },
-		{ .code = BPF_LD | BPF_DW | BPF_IMM, .dst_reg = BPF_REG_1, .src_reg = BPF_PSEUDO_MAP_FD, .imm = ring->map },
+		insn_store(BPF_DW, BPF_REG_10, -8, RECORD),
+		insn_load_map(BPF_REG_1, ring->map),
 		{ 0 },
-		{ .code = BPF_ALU64 | BPF_MOV | BPF_X, .dst_reg = BPF_REG_2, .src_reg = BPF_REG_10 },
-		{ .code = BPF_ALU64 | BPF_ADD | BPF_K, .dst_reg = BPF_REG_2, .imm = -8 },
-		{ .code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_3, .imm = 8 },
-		{ .code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_4, .imm = 0 },
-		{ .code = BPF_JMP | BPF_CALL, .imm = BPF_FUNC_ringbuf_output },
-		{ .code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .imm = 0 },
-		{ .code = BPF_JMP | BPF_EXIT },
+		insn_copy(BPF_REG_2, BPF_REG_10),
+		insn_add(BPF_REG_2, -8),
+		insn_set(BPF_REG_3, 8),
+		insn_set(BPF_REG_4, 0),
+		insn_call(BPF_FUNC_ringbuf_output),
+		insn_set(BPF_REG_0, 0),
+		insn_exit(),
 	};
 
 	ring->prog = bpf_prog_load(BPF_PROG_TYPE_SOCKET_FILTER, "fl_doctor", "Dual BSD/GPL", instructions,

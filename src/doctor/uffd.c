@@ -177,7 +177,7 @@ static int try_ioctls(uint64_t *ret)
 	if (ioctl(page.uffd, UFFDIO_REGISTER, &registered) < 0)
 		return -errno;
 	*ret = registered.ioctls;
-	struct uffd_result zeroed = uffd_zero(page.uffd, (uintptr_t)page.address, page.size);
+	struct uffd_result zeroed = uffd_zero(page.uffd, (uintptr_t)page.address, page.size, true);
 	if (zeroed.outcome != UFFD_DONE)
 		return zeroed.error;
 	return page.address[0] == 0 ? 0 : -EILSEQ;
@@ -290,7 +290,7 @@ static int try_remove_event(void)
 	zeros = calloc(1, page.size);
 	if (!zeros)
 		return -ENOMEM;
-	struct uffd_result zeroed = uffd_zero(page.uffd, (uintptr_t)page.address, page.size);
+	struct uffd_result zeroed = uffd_zero(page.uffd, (uintptr_t)page.address, page.size, true);
 	if (zeroed.outcome != UFFD_DONE)
 		return zeroed.error;
 	r = trial_serve(page.uffd, page.address, page.size, zeros, remove_page, &page, &messages);

@@ -47,14 +47,13 @@ static void append_row(char *list, size_t size, const struct doctor_result *resu
 }
 
 /* Where something that is required is missing only that is named. */
-static enum doctor_status judge(const struct doctor_report *report, const struct check *const *checks,
-				enum doctor_use use, char *ret_why, size_t why_size)
+static enum doctor_status judge(const struct doctor_report *report, enum doctor_use use, char *ret_why, size_t why_size)
 {
 	enum doctor_status status = DOCTOR_OK;
 
 	for (size_t i = 0; i < report->count; i++) {
 		const struct doctor_result *result = &report->results[i];
-		bool fatal = result->status == DOCTOR_MISSING && ((checks[i]->required & use) || result->killed);
+		bool fatal = result->status == DOCTOR_MISSING && ((result->required & use) || result->killed);
 
 		if (result->status == DOCTOR_OK || !(result->uses & use))
 			continue;
@@ -132,12 +131,12 @@ static void judge_kvm(struct doctor_report *report)
 		quote(report, device->status != DOCTOR_OK ? "kvm" : "kvm_fault", summary->kvm, sizeof summary->kvm);
 }
 
-void verdict(struct doctor_report *report, const struct check *const *checks)
+void verdict(struct doctor_report *report)
 {
 	struct doctor_summary *summary = &report->summary;
 
-	summary->serving = judge(report, checks, DOCTOR_SERVING, summary->serving_why, sizeof summary->serving_why);
-	summary->prefetch = judge(report, checks, DOCTOR_PREFETCH, summary->prefetch_why, sizeof summary->prefetch_why);
+	summary->serving = judge(report, DOCTOR_SERVING, summary->serving_why, sizeof summary->serving_why);
+	summary->prefetch = judge(report, DOCTOR_PREFETCH, summary->prefetch_why, sizeof summary->prefetch_why);
 	judge_observation(report);
 	quote(report, "huge_pages", summary->huge_pages, sizeof summary->huge_pages);
 	judge_kvm(report);

@@ -92,11 +92,11 @@ static int copy_absent(struct worker *worker, struct prefetch_job *job, uint64_t
 		       const struct bytes *bytes, struct supply *ret)
 {
 	if (!bytes->mapped) {
-		*ret = guest_memory_supply(job->memory, page, pages, bytes->data);
+		*ret = guest_memory_supply(job->memory, page, pages, bytes->data, WAKE_NOW);
 		return 0;
 	}
 	int r = supply_from_image(job->memory, job->source, &worker->leasing, page, pages, bytes->data, bytes->length,
-				  bytes->offset, ret);
+				  bytes->offset, WAKE_NOW, ret);
 	if (r < 0)
 		job->lost(job);
 	return r;
@@ -126,6 +126,8 @@ static int64_t put(struct worker *worker, struct prefetch_job *job, uint64_t pag
 	case SUPPLY_GONE:
 		return -ESRCH;
 	case SUPPLY_NO_MEMORY:
+		atomic_store(&job->wanting, regions_of_page(memory->regions, memory->region_count, page)->page_size);
+		return supply.error;
 	case SUPPLY_FAILED:
 		return supply.error;
 	case SUPPLY_RETRY:
@@ -370,7 +372,7 @@ void prefetch_engine_free(struct prefetch_engine *engine)
 
 void prefetch_engine_submit(struct prefetch_engine *engine, struct prefetch_job *job)
 {
-	job->copied = job->present = job->removed = job->skipped = job->unreadable = 0;
+	job->copied = job->present = job->removed = job->skipped = job->unreadable = job->wanting = 0;
 	job->run = 0;
 	job->at = 0;
 	job->working = 0;

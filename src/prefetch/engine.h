@@ -35,6 +35,7 @@ struct prefetch_job {
 
 	/* Counts so far, for whoever looks. */
 	_Atomic uint64_t copied, present, removed, skipped, unreadable;
+	_Atomic uint64_t wanting; /* size of the pages that there was no memory for, where that was the end; or 0 */
 
 	/* The engine's from here on. */
 	size_t run; /* where the next slice begins, with AT; under the engine's lock, as what follows */

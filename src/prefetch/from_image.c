@@ -3,13 +3,14 @@
 #include <errno.h>
 
 int supply_from_image(struct guest_memory *memory, struct source *source, struct lease_section *section, uint64_t page,
-		      uint64_t count, const void *bytes, uint64_t size, uint64_t offset, struct supply *ret)
+		      uint64_t count, const void *bytes, uint64_t size, uint64_t offset, enum wake wake,
+		      struct supply *ret)
 {
 	if (atomic_load_explicit(&source->leased, memory_order_relaxed)) {
 		atomic_store(&section->busy, true);
 		bool leased = atomic_load(&source->leased); /* still, now that keeper_break would wait for us? */
 		if (leased)
-			*ret = guest_memory_supply(memory, page, count, bytes);
+			*ret = guest_memory_supply(memory, page, count, bytes, wake);
 		atomic_store_explicit(&section->busy, false, memory_order_release);
 		if (leased)
 			return 0;
@@ -20,11 +21,12 @@ int supply_from_image(struct guest_memory *memory, struct source *source, struct
 		*ret = (struct supply){ .outcome = SUPPLY_FAILED, .error = -EFAULT };
 		return 0;
 	}
-	*ret = guest_memory_supply_held(memory, page, count, bytes);
+	*ret = guest_memory_supply(memory, page, count, bytes, WAKE_LATER);
 	if (ret->copied == 0)
 		return 0;
 	if (!source_intact(source, size, offset))
 		return -ESTALE;
-	guest_memory_wake(memory, page, count);
+	if (wake == WAKE_NOW)
+		guest_memory_wake(memory, page, count);
 	return 0;
 }

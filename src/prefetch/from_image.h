@@ -11,4 +11,5 @@
  * stopped before the gate is left. 0: RET says what came of it; it is SUPPLY_FAILED with -EFAULT where the image has been cut short before.
  */
 int supply_from_image(struct guest_memory *memory, struct source *source, struct lease_section *section, uint64_t page,
-		      uint64_t count, const void *bytes, uint64_t size, uint64_t offset, struct supply *ret);
+		      uint64_t count, const void *bytes, uint64_t size, uint64_t offset, enum wake wake,
+		      struct supply *ret);

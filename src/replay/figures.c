@@ -18,6 +18,15 @@ static uint64_t percentile(const uint64_t *sorted, size_t count, unsigned percen
 	return count ? sorted[(count * percent + 99) / 100 - 1] : 0;
 }
 
+/*
+ * How many pages the thread waited for. Of a mapped file, those are the major faults. Whether the kernel counts a fault that a server has
+ * resolved as minor or major is another thing in each version; but such a fault sleeps, as the thread never does else.
+ */
+static uint64_t waits(const struct replay_config *config, const struct lane *lane)
+{
+	return config->memory == REPLAY_SERVED ? lane->sleeps : lane->major_faults;
+}
+
 /* SLOW has room for all touches. VCPU: -1 for all. */
 static struct replay_figures collect(const struct replay_config *config, const struct replay_shared *shared, int vcpu,
 				     uint64_t *slow)
@@ -40,8 +49,10 @@ static struct replay_figures collect(const struct replay_config *config, const s
 			figures.stall_ns += took;
 		}
 		if (vcpu < 0 || (config->vcpus != REPLAY_ONE && (int)l == vcpu)) {
-			figures.sleeps += lane->sleeps;
-			figures.minor_faults += lane->faults > lane->sleeps ? lane->faults - lane->sleeps : 0;
+			uint64_t all = lane->minor_faults + lane->major_faults, faults = waits(config, lane);
+
+			figures.faults += faults;
+			figures.minor_faults += all > faults ? all - faults : 0;
 		}
 	}
 	qsort(slow, figures.slow, sizeof *slow, compare);

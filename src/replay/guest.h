@@ -50,8 +50,8 @@ struct replay_figures {
 	size_t slow;				 /* touches of REPLAY_SLOW_NS or more */
 	uint64_t stall_ns;			 /* all slow touches together */
 	uint64_t p50_ns, p90_ns, p99_ns, max_ns; /* of slow touches */
-	uint64_t sleeps;			 /* how often the thread slept: demand faults, or waits for the disk */
-	uint64_t minor_faults;			 /* other faults of the thread */
+	uint64_t faults;       /* pages that the thread waited for: from the server, or from the disk */
+	uint64_t minor_faults; /* other faults of the thread */
 };
 
 struct replay_wrong {
@@ -68,7 +68,7 @@ struct replay_result {
 	uint64_t run_ns;    /* from the guest's start to the end of the last touch */
 	int64_t added_ns;   /* both, less the trace's own length */
 	struct replay_figures all;
-	struct replay_figures vcpus[TRACE_VCPUS_MAX]; /* REPLAY_ONE: the thread's sleeps and faults are in `all` alone */
+	struct replay_figures vcpus[TRACE_VCPUS_MAX]; /* REPLAY_ONE: the thread's faults are in `all` alone */
 	size_t checked;				      /* touched pages, every byte of which was compared */
 	size_t unasked;				      /* pages that were there and never touched, compared as well */
 	struct replay_wrong wrong;

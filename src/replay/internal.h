@@ -22,9 +22,9 @@ struct touch_record {
 struct lane {
 	_Alignas(64) _Atomic size_t progress; /* touches that have ended */
 	size_t count;
-	size_t first;	   /* where its records begin */
-	uint32_t *touches; /* their numbers in the trace, in order */
-	uint64_t sleeps, faults;
+	size_t first;				     /* where its records begin */
+	uint32_t *touches;			     /* their numbers in the trace, in order */
+	uint64_t sleeps, minor_faults, major_faults; /* as the kernel counts its thread's */
 };
 
 /* What the process shares with the one that started it; the records and lanes stand in the same mapping. */

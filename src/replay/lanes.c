@@ -160,10 +160,9 @@ static void *run_vcpu(void *data)
 	getrusage(RUSAGE_THREAD, &before);
 	make_touches(vcpu, start_ns);
 	getrusage(RUSAGE_THREAD, &after);
-	/* Demand faults are minor or major ones by the kernel's version; but only they sleep, as this thread never does else. */
 	vcpu->lane->sleeps = (uint64_t)(after.ru_nvcsw - before.ru_nvcsw);
-	vcpu->lane->faults =
-		(uint64_t)(after.ru_minflt - before.ru_minflt) + (uint64_t)(after.ru_majflt - before.ru_majflt);
+	vcpu->lane->minor_faults = (uint64_t)(after.ru_minflt - before.ru_minflt);
+	vcpu->lane->major_faults = (uint64_t)(after.ru_majflt - before.ru_majflt);
 	if (atomic_fetch_add(&runner->finished, 1) + 1 == runner->shared->lane_count)
 		eventfd_write(runner->done_fd, 1);
 	return NULL;

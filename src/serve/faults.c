@@ -67,6 +67,8 @@ void settle(struct watcher *w, struct session *s, uint64_t page, uint64_t addres
 	switch (supply->outcome) {
 	case SUPPLY_DONE:
 		if (supply->copied > 0) {
+			if (w && w->pager->wake == WAKE_LATER)
+				watcher_wake_later(w, page);
 			bump(zero ? &s->zeroed : &s->copied);
 			if (!zero && atomic_load_explicit(&s->recording, memory_order_relaxed))
 				session_record(s, page);
@@ -98,7 +100,7 @@ void settle(struct watcher *w, struct session *s, uint64_t page, uint64_t addres
 
 void supply_zero(struct watcher *w, struct session *s, uint64_t page, uint64_t address, uint64_t read_ns)
 {
-	struct supply supply = guest_memory_zero(s->memory, page);
+	struct supply supply = guest_memory_zero(s->memory, page, w ? w->pager->wake : WAKE_NOW);
 
 	settle(w, s, page, address, read_ns, true, &supply);
 }
@@ -147,7 +149,8 @@ void serve_fault(struct watcher *w, uint64_t fault_address, uint64_t read_ns)
 	const void *bytes = source_peek(source, size, offset, read_ns);
 	if (bytes) {
 		struct supply supply;
-		if (supply_from_image(memory, source, &pager->leasing, page, 1, bytes, size, offset, &supply) < 0) {
+		if (supply_from_image(memory, source, &pager->leasing, page, 1, bytes, size, offset, pager->wake,
+				      &supply) < 0) {
 			session_stop_vmm(s,
 					 "can't read a page of its template's image '%s': it was cut short there meanwhile",
 					 s->template->memory);
@@ -169,7 +172,7 @@ void serve_fault(struct watcher *w, uint64_t fault_address, uint64_t read_ns)
 	} else if (r < 0) {
 		poison(w, s, page, read_ns, r);
 	} else {
-		struct supply supply = guest_memory_supply(memory, page, 1, pager->buffer);
+		struct supply supply = guest_memory_supply(memory, page, 1, pager->buffer, pager->wake);
 		settle(w, s, page, address, read_ns, false, &supply);
 	}
 }

@@ -15,8 +15,6 @@
 /* Largest page served. */
 #define BUFFER_SIZE (2u << 20)
 
-#define PAGER_SESSION_EVENTS (EPOLLIN | EPOLLET)
-
 struct slow_fault;
 
 struct pager {
@@ -30,6 +28,10 @@ struct pager {
 	void *buffer;
 	uint64_t host_page_size;
 	_Atomic unsigned sessions;
+
+	enum wake wake;	      /* in the present batch */
+	uint64_t to_wake[64]; /* pages of the present batch that have come and whose waiters sleep */
+	unsigned to_wake_count;
 
 	struct watcher *deferred; /* those with faults to try again */
 	uint64_t retry_ns;
@@ -76,6 +78,8 @@ void pager_retry_deferred(struct pager *pager);
 /* On the pager's thread, after a batch of events. Gives back what it has read and not served. */
 void watcher_leave(struct watcher *watcher);
 void watcher_defer(struct watcher *watcher, uint64_t address, uint64_t read_ns);
+/* PAGE has come; who waits for it is woken at the end of the batch. */
+void watcher_wake_later(struct watcher *watcher, uint64_t page);
 
 /* faults.c; the gate is held shared */
 void serve_fault(struct watcher *watcher, uint64_t address, uint64_t read_ns);

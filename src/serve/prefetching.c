@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "serve/internal.h"
 #include "serve/vmm_talk.h"
+#include "uffd/huge.h"
 
 /* One job of the engine for one fork; freed when it is done. */
 struct prefetch_request {
@@ -68,6 +69,8 @@ static void describe_failure(const struct prefetch_request *request, int result,
 		snprintf(text, size, "%" PRIu64 " pages of the image '%s' could not be read: %s", unreadable,
 			 request->session->template->memory,
 			 result == -ENODATA ? "it has become shorter" : strerror(-result));
+	else if (load(&request->job.wanting) > 0)
+		describe_no_memory(load(&request->job.wanting), text, size);
 	else
 		snprintf(text, size, "%s", strerror(-result));
 }

@@ -30,7 +30,8 @@ struct session {
 
 	struct placement *placement; /* whose pagers watch it */
 	_Atomic bool ended;	     /* nothing more is supplied */
-	_Atomic unsigned strays;     /* faults outside the regions since the last event */
+	_Atomic unsigned watcher_count;
+	_Atomic unsigned strays; /* faults outside the regions since the last event */
 	_Atomic unsigned made_blocking;
 
 	_Atomic uint64_t faults, copied, zeroed, poisoned, deferrals, slow;

@@ -85,7 +85,7 @@ static void slow_done(struct io_read *read, int result)
 	} else if (result < 0) {
 		poison(NULL, s, slow->page, slow->read_ns, result);
 	} else {
-		struct supply supply = guest_memory_supply(s->memory, slow->page, 1, read->buffer);
+		struct supply supply = guest_memory_supply(s->memory, slow->page, 1, read->buffer, WAKE_NOW);
 		settle(NULL, s, slow->page, piece_address(piece, slow->page), slow->read_ns, false, &supply);
 	}
 	guest_memory_leave(s->memory);

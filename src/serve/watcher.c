@@ -26,6 +26,48 @@
 /* How often a peer may turn its userfaultfd into a blocking one, which would stop all forks of the pager. */
 #define MADE_BLOCKING_MAX 3
 
+/* ---- batches ---- */
+
+void watcher_wake_later(struct watcher *w, uint64_t page)
+{
+	struct pager *pager = w->pager;
+
+	if (pager->to_wake_count < sizeof pager->to_wake / sizeof pager->to_wake[0])
+		pager->to_wake[pager->to_wake_count++] = page;
+	else
+		guest_memory_wake(w->session->memory, page, 1);
+}
+
+/* With the gate held shared. */
+static void begin_batch(struct watcher *w)
+{
+	unsigned watchers = atomic_load_explicit(&w->session->watcher_count, memory_order_relaxed);
+
+	w->pager->wake = watchers > 1 ? WAKE_LATER : WAKE_NOW;
+}
+
+/* Leaves the gate, and only then lets those run who waited. */
+static void end_batch(struct watcher *w)
+{
+	struct pager *pager = w->pager;
+	struct guest_memory *memory = w->session->memory;
+	struct {
+		uint64_t address, size;
+	} wakes[sizeof pager->to_wake / sizeof pager->to_wake[0]];
+	unsigned count = pager->to_wake_count;
+
+	for (unsigned i = 0; i < count; i++) {
+		const struct map_piece *piece = guest_memory_piece(memory, pager->to_wake[i]);
+		wakes[i].address = piece ? piece_address(piece, pager->to_wake[i]) : 0;
+		wakes[i].size = piece ? piece->page_size : 0;
+	}
+	pager->to_wake_count = 0;
+	guest_memory_leave(memory);
+	for (unsigned i = 0; i < count; i++)
+		if (wakes[i].size > 0)
+			uffd_wake(memory->fd, wakes[i].address, wakes[i].size);
+}
+
 /* ---- faults to try again ---- */
 
 static void put_in_deferred_list(struct watcher *w)
@@ -85,8 +127,9 @@ void pager_retry_deferred(struct pager *pager)
 			continue;
 		uint64_t backoff = pager->retry_ns;
 		guest_memory_enter(w->session->memory);
+		begin_batch(w);
 		retry(w);
-		guest_memory_leave(w->session->memory);
+		end_batch(w);
 		pager->retry_ns = backoff;
 		if (w->deferred_count > 0)
 			put_in_deferred_list(w);
@@ -140,12 +183,12 @@ static bool keep_nonblocking(struct session *s)
 }
 
 /* Serves one batch, with the gate held since it was read. Its messages; 0: there was none, or nothing more is to be done. */
-static int serve_batch(struct watcher *w)
+static int serve_batch(struct watcher *w, unsigned most)
 {
 	struct session *s = w->session;
 	struct uffd_msg messages[BATCH_MESSAGES];
 
-	int n = guest_memory_read(s->memory, messages, BATCH_MESSAGES);
+	int n = guest_memory_read(s->memory, messages, most);
 	if (n < 0)
 		end_session(s, n);
 	if (n <= 0)
@@ -160,6 +203,7 @@ static int serve_batch(struct watcher *w)
 	}
 
 	atomic_fetch_add_explicit(&s->memory->demands, 1, memory_order_relaxed);
+	begin_batch(w);
 	if (w->deferred_count > 0)
 		retry(w);
 	for (int i = 0; i < n && !session_ended(s); i++) {
@@ -174,27 +218,24 @@ static int serve_batch(struct watcher *w)
 		bump(&s->faults);
 		serve_fault(w, messages[i].arg.pagefault.address, read_ns);
 	}
-	guest_memory_leave(s->memory);
 	placement_note_faults(s->placement);
+	end_batch(w);
 	return session_ended(s) ? 0 : n;
 }
 
+/*
+ * Where several pagers watch, each takes one fault at a time, and looks who else wants something before the next: the other faults are
+ * most likely those of vCPUs on the other pagers' CPUs, and those pagers are on their way.
+ */
 void watcher_serve(struct watcher *w, uint32_t events, bool alone)
 {
-	unsigned batches = alone ? BATCHES_ALONE : 1;
-	int n;
+	bool only = atomic_load_explicit(&w->session->watcher_count, memory_order_relaxed) == 1;
+	unsigned batches = only && alone ? BATCHES_ALONE : 1, messages = only ? BATCH_MESSAGES : 1;
 
 	if (session_ended(w->session) || ((events & EPOLLERR) && !keep_nonblocking(w->session)))
 		return;
-	do
-		n = serve_batch(w);
-	while (n > 0 && --batches > 0);
-	if (n < BATCH_MESSAGES)
-		return;
-
-	/* Edge-triggered, which spares a poll of the descriptor for each fault: what was left is asked for again, after the others. */
-	struct epoll_event event = { .events = PAGER_SESSION_EVENTS, .data.ptr = w };
-	epoll_ctl(w->pager->epoll_fd, EPOLL_CTL_MOD, w->session->memory->fd, &event);
+	while (batches-- > 0 && serve_batch(w, messages) > 0)
+		;
 }
 
 /* ---- coming and going ---- */
@@ -216,7 +257,7 @@ int pager_watch(struct pager *pager, struct session *s)
 		return -ENOMEM;
 	w->pager = pager;
 	w->session = s;
-	struct epoll_event event = { .events = PAGER_SESSION_EVENTS, .data.ptr = w };
+	struct epoll_event event = { .events = EPOLLIN, .data.ptr = w };
 	session_use(s);
 	if (epoll_ctl(pager->epoll_fd, EPOLL_CTL_ADD, s->memory->fd, &event) < 0) {
 		int r = -errno;
@@ -227,6 +268,7 @@ int pager_watch(struct pager *pager, struct session *s)
 	atomic_fetch_add_explicit(&pager->sessions, 1, memory_order_relaxed);
 	w->next = s->watchers;
 	s->watchers = w;
+	atomic_fetch_add_explicit(&s->watcher_count, 1, memory_order_relaxed);
 	return 1;
 }
 
@@ -300,6 +342,7 @@ void watcher_leave(struct watcher *w)
 		for (struct watcher **p = &s->watchers; *p; p = &(*p)->next)
 			if (*p == w) {
 				*p = w->next;
+				atomic_fetch_sub_explicit(&s->watcher_count, 1, memory_order_relaxed);
 				break;
 			}
 	if (leaving)

@@ -95,7 +95,13 @@ static struct uffd_result put_copy_held(struct guest_memory *memory, uint64_t ad
 static struct uffd_result put_zero(struct guest_memory *memory, uint64_t address, const void *data, size_t length)
 {
 	(void)data;
-	return uffd_zero(memory->fd, address, length);
+	return uffd_zero(memory->fd, address, length, true);
+}
+
+static struct uffd_result put_zero_held(struct guest_memory *memory, uint64_t address, const void *data, size_t length)
+{
+	(void)data;
+	return uffd_zero(memory->fd, address, length, false);
 }
 
 static struct uffd_result put_poison(struct guest_memory *memory, uint64_t address, const void *data, size_t length)
@@ -205,14 +211,10 @@ static struct supply put_pages(struct guest_memory *memory, uint64_t page, uint6
 	return supply;
 }
 
-struct supply guest_memory_supply(struct guest_memory *memory, uint64_t page, uint64_t count, const void *data)
+struct supply guest_memory_supply(struct guest_memory *memory, uint64_t page, uint64_t count, const void *data,
+				  enum wake wake)
 {
-	return put_pages(memory, page, count, data, put_copy);
-}
-
-struct supply guest_memory_supply_held(struct guest_memory *memory, uint64_t page, uint64_t count, const void *data)
-{
-	return put_pages(memory, page, count, data, put_copy_held);
+	return put_pages(memory, page, count, data, wake == WAKE_NOW ? put_copy : put_copy_held);
 }
 
 void guest_memory_wake(struct guest_memory *memory, uint64_t page, uint64_t count)
@@ -237,17 +239,17 @@ static void map_huge_zeros(void)
 	huge_zeros = p;
 }
 
-struct supply guest_memory_zero(struct guest_memory *memory, uint64_t page)
+struct supply guest_memory_zero(struct guest_memory *memory, uint64_t page, enum wake wake)
 {
 	const struct region *region = regions_of_page(memory->regions, memory->region_count, page);
 
 	if (region->page_size == SMALL_PAGE)
-		return put_pages(memory, page, 1, NULL, put_zero);
+		return put_pages(memory, page, 1, NULL, wake == WAKE_NOW ? put_zero : put_zero_held);
 
 	pthread_once(&huge_zeros_once, map_huge_zeros);
 	if (!huge_zeros)
 		return (struct supply){ .outcome = SUPPLY_FAILED, .error = -ENOMEM };
-	return put_pages(memory, page, 1, huge_zeros, put_copy);
+	return put_pages(memory, page, 1, huge_zeros, wake == WAKE_NOW ? put_copy : put_copy_held);
 }
 
 struct supply guest_memory_poison(struct guest_memory *memory, uint64_t page)

@@ -77,13 +77,18 @@ struct supply {
 	int error;
 };
 
+/*
+ * When the threads that wait for a page are woken: with the copy, or by guest_memory_wake. Later is for bytes that are not known to be right
+ * yet; and for when another pager may wait for the gate: a woken vCPU takes this CPU at once, and the gate with it.
+ */
+enum wake { WAKE_NOW, WAKE_LATER };
+
 /* Puts COUNT pages, whose bytes stand at DATA, from page number PAGE on; they lie in one piece. The gate is held shared. */
-struct supply guest_memory_supply(struct guest_memory *memory, uint64_t page, uint64_t count, const void *data);
-/* The same, but who waits for a copied page sleeps on until guest_memory_wake: for bytes that are not known to be right yet. */
-struct supply guest_memory_supply_held(struct guest_memory *memory, uint64_t page, uint64_t count, const void *data);
+struct supply guest_memory_supply(struct guest_memory *memory, uint64_t page, uint64_t count, const void *data,
+				  enum wake wake);
 void guest_memory_wake(struct guest_memory *memory, uint64_t page, uint64_t count);
 /* Makes one page zero. The gate is held shared. */
-struct supply guest_memory_zero(struct guest_memory *memory, uint64_t page);
+struct supply guest_memory_zero(struct guest_memory *memory, uint64_t page, enum wake wake);
 /* Makes touching the page a SIGBUS. SUPPLY_FAILED where the kernel can't (before Linux 6.6). The gate is held shared. */
 struct supply guest_memory_poison(struct guest_memory *memory, uint64_t page);
 

@@ -66,9 +66,12 @@ struct uffd_result uffd_copy(int fd, uint64_t address, const void *source, size_
 	return classify(ret, errno, copy.copy);
 }
 
-struct uffd_result uffd_zero(int fd, uint64_t address, size_t length)
+struct uffd_result uffd_zero(int fd, uint64_t address, size_t length, bool wake)
 {
-	struct uffdio_zeropage zero = { .range = { .start = address, .len = length } };
+	struct uffdio_zeropage zero = {
+		.range = { .start = address, .len = length },
+		.mode = wake ? 0 : UFFDIO_ZEROPAGE_MODE_DONTWAKE,
+	};
 	int ret = ioctl(fd, UFFDIO_ZEROPAGE, &zero);
 
 	return classify(ret, errno, zero.zeropage);

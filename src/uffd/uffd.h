@@ -33,7 +33,7 @@ struct uffd_result {
 /* Copies, and wakes whoever waits there; without WAKE they sleep until uffd_wake. */
 struct uffd_result uffd_copy(int fd, uint64_t address, const void *source, size_t length, bool wake);
 /* Maps zero pages and wakes. Not for hugetlbfs. */
-struct uffd_result uffd_zero(int fd, uint64_t address, size_t length);
+struct uffd_result uffd_zero(int fd, uint64_t address, size_t length, bool wake);
 /* Makes the pages raise SIGBUS when touched, and wakes. UFFD_REFUSED before Linux 6.6. */
 struct uffd_result uffd_poison(int fd, uint64_t address, size_t length);
 /* Makes waiters in the range fault again. */

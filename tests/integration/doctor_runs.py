@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 
 from api_client import DEADLINE_S, skip
 
@@ -145,14 +146,18 @@ class Workplace:
     def serves(self, *arguments, prefix=(), run_dir=None):
         """Whether a server comes up; it is stopped again."""
         run_dir = run_dir or os.path.join(self.open_dir(), "run")
+        was_there = os.path.lexists(run_dir)
         # Its first line on the way says that it serves; where it doesn't, the pipe ends.
         process = subprocess.Popen([*prefix, self.binary, "serve", "--run-dir", run_dir, *arguments],
                                    stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         served = any(" serves in " in line for line in process.stderr)
         process.terminate()
+        process.stderr.read()
         process.stderr.close()
-        assert process.wait(DEADLINE_S) == 0 if served else process.wait(DEADLINE_S) != 0
-        shutil.rmtree(run_dir, ignore_errors=True)
+        code = process.wait(DEADLINE_S)
+        assert (code == 0) == served, f"the server {'served' if served else 'did not serve'} and ended with {code}"
+        if not was_there:
+            shutil.rmtree(run_dir, ignore_errors=True)
         return served
 
 
@@ -179,5 +184,6 @@ def run_checks(checks):
                 print(f"ok {check.__name__}", flush=True)
             except AssertionError as error:
                 failed += 1
-                print(f"FAILED {check.__name__}: {error}", flush=True)
+                line = traceback.extract_tb(error.__traceback__)[1]
+                print(f"FAILED {check.__name__}, line {line.lineno}: {error or line.line}", flush=True)
     sys.exit(1 if failed else 0)

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """A VMM without a VM: one region of memory, registered with userfaultfd and handed to a fork's socket as Firecracker does it.
 
-    fake_vmm.py SOCKET SIZE [--image-offset N]
+    fake_vmm.py SOCKET SIZE [--image-offset N] [--user-mode]
 
 Then it obeys one command a line on stdin and answers each with a line: `read OFFSET` (the 8 bytes there, in hex), `drop OFFSET
 LENGTH` (MADV_DONTNEED), `quit`. It runs as a process of its own, since a fault stops all of a Python process.
@@ -27,11 +27,12 @@ UFFDIO_REGISTER = 0xC020AA00
 UFFD_FEATURE_EVENT_REMOVE = 1 << 3
 UFFDIO_REGISTER_MODE_MISSING = 1
 MADV_NOHUGEPAGE = 15
+UFFD_USER_MODE_ONLY = 1
 
 
-def open_userfaultfd():
+def open_userfaultfd(user_mode):
     libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
+    fd = libc.syscall(SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | (UFFD_USER_MODE_ONLY if user_mode else 0))
     if fd < 0:
         sys.exit(f"userfaultfd: {os.strerror(ctypes.get_errno())}")
     ioctl(fd, UFFDIO_API, struct.pack("QQQ", UFFD_API, UFFD_FEATURE_EVENT_REMOVE, 0))
@@ -43,12 +44,13 @@ def main():
     parser.add_argument("socket")
     parser.add_argument("size", type=int)
     parser.add_argument("--image-offset", type=int, default=0)
+    parser.add_argument("--user-mode", action="store_true", help="no faults of the kernel's; takes no privileges")
     args = parser.parse_args()
 
     memory = mmap.mmap(-1, args.size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(MADV_NOHUGEPAGE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    uffd = open_userfaultfd()
+    uffd = open_userfaultfd(args.user_mode)
     ioctl(uffd, UFFDIO_REGISTER, struct.pack("QQQQ", address, args.size, UFFDIO_REGISTER_MODE_MISSING, 0))
 
     regions = [{"base_host_virt_addr": address, "size": args.size, "offset": args.image_offset, "page_size": PAGE,

@@ -182,7 +182,7 @@ test_usage() {
 	err_has "not 'over'"
 	for timeout in -1 "" x 1s 1e3 1.2.3 inf 86401; do run 2 fork wait a --for gone "--timeout=$timeout"; done
 	run 2 fork hot-list a
-	err_has "-o FILE is missing"
+	err_has "--output FILE is missing"
 	run 2 fork hot-list a -o x --from kernel
 	run 2 fork hot-list a -o x --format 'hpl1&from=x'
 	run 2 template add base

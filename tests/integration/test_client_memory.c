@@ -1,7 +1,6 @@
 /* libfaultline with a real server: whose memory it takes, that every page is right, and that nothing is left behind. */
 #include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +10,6 @@
 
 #include "base/cleanup.h"
 #include "faultline/hotlist.h"
-#include "integration/harness/huge.h"
 #include "integration/harness/supplied.h"
 
 #define IMAGE_SIZE (4ul << 20)
@@ -25,10 +23,12 @@ static void own_body(struct client_self *self, void *data)
 
 	/* In another order than in the image, which ends in the middle of a page. */
 	require_result(self, faultline_new(&client, &error), FAULTLINE_OK);
-	require_result(self, faultline_map(client, IMAGE_SIZE / 2 + PAGE, IMAGE_SIZE / 2, PAGE, &high, &error), FAULTLINE_OK);
+	require_result(self, faultline_map(client, IMAGE_SIZE / 2 + PAGE, IMAGE_SIZE / 2, PAGE, &high, &error),
+		       FAULTLINE_OK);
 	require_result(self, faultline_map(client, IMAGE_SIZE / 2, 0, PAGE, &low, &error), FAULTLINE_OK);
 	client_require(self, is_inaccessible(low) && is_inaccessible(high), "it can be touched before it is registered");
-	client_require(self, faultline_server_fd(client) == -1 && faultline_server_gone(client) == 0, "connected already");
+	client_require(self, faultline_server_fd(client) == -1 && faultline_server_gone(client) == 0,
+		       "connected already");
 	client_require(self, faultline_connect(client, NULL, -1, 0, &error) == FAULTLINE_OK, "%s", error.what);
 	client_require(self, faultline_server_fd(client) >= 0 && faultline_server_gone(client) == 0, "not connected");
 
@@ -106,8 +106,9 @@ static void added_body(struct client_self *self, void *data)
 	other[0] = 'o';
 	supplied_close(self, client);
 	client_require(self, other[0] == 'o', "it was taken away");
-	client_require(self, is_inaccessible(own) && is_inaccessible(own + 2 * PAGE) && is_inaccessible(own + 9 * PAGE) &&
-				     is_inaccessible(shared),
+	client_require(self,
+		       is_inaccessible(own) && is_inaccessible(own + 2 * PAGE) && is_inaccessible(own + 9 * PAGE) &&
+			       is_inaccessible(shared),
 		       "memory that could read zeros was left open");
 	client_require(self, own[PAGE] == 0, "too much was taken away");
 	client_require(self, munmap(own, IMAGE_SIZE) == 0 && munmap(shared, IMAGE_SIZE) == 0, "munmap: %s",
@@ -123,47 +124,6 @@ static void test_memory_of_the_caller(void **state)
 	scene_run("added", added_body, &scene);
 	fork_wait(server, "f", "gone");
 	assert_int_equal(fork_number(server, "f", "copied_pages"), 3 * IMAGE_SIZE / PAGE - 1);
-}
-
-static void huge_body(struct client_self *self, void *data)
-{
-	struct scene *scene = data;
-	struct faultline_client *client;
-	struct faultline_error error;
-	void *address;
-
-	char *own = mmap(NULL, HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
-	client_require(self, own != MAP_FAILED, "no huge page: %s", strerror(errno));
-	require_result(self, faultline_new(&client, &error), FAULTLINE_OK);
-	require_error(self, faultline_map(client, 1000 * HUGE, 0, HUGE, &address, &error), FAULTLINE_NO_RESOURCES, &error,
-		      "nr_hugepages");
-	require_result(self, faultline_map(client, 2 * HUGE, 0, HUGE, &address, &error), FAULTLINE_OK);
-	require_result(self, faultline_add(client, own, HUGE, HUGE, HUGE, &error), FAULTLINE_OK);
-	client_require(self, faultline_connect(client, scene->socket, -1, 0, &error) == FAULTLINE_OK, "%s", error.what);
-	supplied_check(self, scene, address, 0, 2 * HUGE);
-	supplied_check(self, scene, own, HUGE, HUGE);
-	supplied_close(self, client);
-	client_require(self, is_inaccessible(own) && is_inaccessible(address), "it is still there");
-
-	/* Mistaken sizes are seen before the server sees them. */
-	own = mmap(own, HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_FIXED, -1, 0);
-	client_require(self, own != MAP_FAILED, "no huge page: %s", strerror(errno));
-	require_result(self, faultline_new(&client, &error), FAULTLINE_OK);
-	require_result(self, faultline_add(client, own, HUGE, 0, PAGE, &error), FAULTLINE_OK);
-	require_error(self, faultline_connect(client, scene->socket, -1, 0, &error), FAULTLINE_BAD_ARGUMENT, &error,
-		      "pages of 4096");
-	supplied_close(self, client);
-	memset(own, 'o', HUGE);
-}
-
-static void test_huge_pages(void **state)
-{
-	struct test_server *server = *state;
-	struct scene scene = scene_with_fork(server, 2 * HUGE - 100, "f", NULL);
-
-	huge_pool_set_free(6);
-	scene_run("huge", huge_body, &scene);
-	fork_wait(server, "f", "gone");
 }
 
 /* ---- fork and exec ---- */
@@ -224,7 +184,8 @@ static void exec_body(struct client_self *self, void *data)
 	supplied_connect(self, scene, &address);
 	supplied_check(self, scene, address, 0, PAGE);
 	/* The parent's end of the conversation stays, and keeps the new program alive. */
-	client_require(self, dup2(self->talk, STDIN_FILENO) == STDIN_FILENO && dup2(self->talk, STDOUT_FILENO) >= 0, "dup2");
+	client_require(self, dup2(self->talk, STDIN_FILENO) == STDIN_FILENO && dup2(self->talk, STDOUT_FILENO) >= 0,
+		       "dup2");
 	execlp("cat", "cat", NULL);
 	client_fail(self, "exec: %s", strerror(errno));
 }
@@ -252,7 +213,7 @@ static void test_exec_ends_the_vm(void **state)
 
 #define VMS	8
 #define ROUNDS	3
-#define VM_SIZE (1ul << 20)
+#define VM_SIZE (8ul << 20)
 
 struct crowd {
 	struct client_self *self;
@@ -284,7 +245,7 @@ static void *run_vm(void *data)
 				       error.what);
 		/* Some leave in the middle of it. */
 		supplied_check(crowd->self, &scene, address, 0,
-			       (thread->index + round) % 2 ? VM_SIZE : VM_SIZE / 64 / PAGE * PAGE);
+			       (thread->index + round) % 2 ? VM_SIZE : VM_SIZE / 512 / PAGE * PAGE);
 		client_require(crowd->self, faultline_ready(client, &error) == FAULTLINE_OK, "%s", error.what);
 		supplied_close(crowd->self, client);
 	}
@@ -346,8 +307,8 @@ static void test_several_vms_in_one_process(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		SERVED(test_memory_of_the_library),	SERVED(test_memory_of_the_caller),
-		SERVED(test_a_child_of_fork_has_no_vm), SERVED(test_exec_ends_the_vm),
+		SERVED(test_memory_of_the_library),	 SERVED(test_memory_of_the_caller),
+		SERVED(test_a_child_of_fork_has_no_vm),	 SERVED(test_exec_ends_the_vm),
 		SERVED(test_several_vms_in_one_process),
 	};
 

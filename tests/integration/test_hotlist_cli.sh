@@ -155,7 +155,7 @@ run 0 show touches.hpl --json
 json '[(p["region"], p["offset"]) for p in j["pages"]] == [(0, 0), (1, 8192)]'
 
 run 2 convert three.hpl x
-complains '--to is missing'
+complains '--to FORMAT is missing'
 run 2 convert three.hpl x --to xml
 complains "'hpl1', 'json' or 'csv', not 'xml'"
 run 1 convert bad x --to csv
@@ -220,7 +220,7 @@ for spec in '' '4M,' '4M,,1M' 1.5G -1 4M:0:4096:0 4M:0:5000 4M:0:2048 4M:100 500
 	grep -q 'region [01]' err || fail "--regions '$spec': no region is named"
 done
 run 2 verify three.hpl
-complains '--template is missing'
+complains '--template NAME|IMAGE is missing'
 
 # ---- verify against a template ----
 

@@ -352,6 +352,134 @@ static void test_closed_socket_with_an_empty_pool(void **state)
 	fork_expect_error(server, "closing", "gone", "vm.nr_hugepages");
 }
 
+/* ---- a pool that is raised in time ---- */
+
+static void refilled_body(struct client_self *self, void *data)
+{
+	struct vmm vmm;
+
+	start_vmm(&vmm, self, data);
+	client_say(self, 'c');
+	client_hear(self, 'r');
+	vmm_check_all_shuffled(&vmm, 4, 1);
+}
+
+/* What could not be supplied for want of pages is the image's still, once there are some, and not taken for pages that were there. */
+static void test_pool_that_is_raised_in_time(void **state)
+{
+	struct test_server *server = *state;
+	struct guest guest = { 0 };
+
+	set_scene(server, &guest, NULL);
+	write_list(&guest, PAGES);
+	for (unsigned round = 0; round < 2; round++) {
+		const char *id = round ? "again" : "raised";
+
+		huge_pool_set_free(round ? 0 : PAGES / 2);
+		fork_create(server, "base", id, NULL, guest.socket);
+		struct client *client = client_start(id, refilled_body, &guest);
+		client_await(client, 'c');
+		fork_wait(server, id, "connected");
+		command_fails(server, ARGS("fork", "prefetch", (char *)id, guest.list), 1, "vm.nr_hugepages");
+		huge_pool_set_free(PAGES);
+		client_tell(client, 'r');
+		client_join(client);
+	}
+}
+
+/* ---- a limit on the server's cgroup, which is charged for huge pages that it supplies ---- */
+
+struct hugetlb_group {
+	char root[128];
+	char dir[160];
+	bool enabled; /* by this test, for the root's children */
+};
+static struct hugetlb_group group;
+
+static bool group_write(const char *dir, const char *file, const char *text)
+{
+	char path[256];
+
+	snprintf(path, sizeof path, "%s/%s", dir, file);
+	_cleanup_fclose_ FILE *f = fopen(path, "we");
+	return f && fputs(text, f) >= 0 && fflush(f) == 0;
+}
+
+static bool group_lists(const char *file)
+{
+	char path[256], line[512] = "";
+
+	snprintf(path, sizeof path, "%s/%s", group.root, file);
+	_cleanup_fclose_ FILE *f = fopen(path, "re");
+	return f && fgets(line, sizeof line, f) && strstr(line, "hugetlb");
+}
+
+/* False where this machine has no cgroup2 with the hugetlb controller at its root. */
+static bool group_make(pid_t pid, unsigned pages)
+{
+	char line[512], number[32];
+	_cleanup_fclose_ FILE *f = fopen("/proc/self/mounts", "re");
+
+	group = (struct hugetlb_group){ 0 };
+	while (f && fgets(line, sizeof line, f))
+		if (sscanf(line, "%*s %127s cgroup2", group.root) == 1 && strstr(line, " cgroup2 "))
+			break;
+		else
+			group.root[0] = '\0';
+	if (!group.root[0] || !group_lists("cgroup.controllers"))
+		return false;
+	group.enabled = !group_lists("cgroup.subtree_control");
+	if (group.enabled && !group_write(group.root, "cgroup.subtree_control", "+hugetlb"))
+		return false;
+	snprintf(group.dir, sizeof group.dir, "%s/faultline-test-%d", group.root, (int)getpid());
+	if (mkdir(group.dir, 0755) < 0)
+		return false;
+	snprintf(number, sizeof number, "%lu", pages * HUGE);
+	if (!group_write(group.dir, "hugetlb.2MB.max", number))
+		return false;
+	snprintf(number, sizeof number, "%d", (int)pid);
+	return group_write(group.dir, "cgroup.procs", number);
+}
+
+static int group_teardown(void **state)
+{
+	int r = test_server_teardown(state);
+
+	if (group.dir[0])
+		rmdir(group.dir);
+	if (group.enabled)
+		group_write(group.root, "cgroup.subtree_control", "-hugetlb");
+	return r;
+}
+
+static void test_limit_of_the_servers_cgroup(void **state)
+{
+	struct test_server *server = *state;
+	struct guest guest = { 0 };
+
+	if (!group_make(server->pid, PAGES / 2)) {
+		print_message("no cgroup2 with a hugetlb controller here: not tested\n");
+		skip();
+	}
+	set_scene(server, &guest, NULL);
+	huge_pool_set_free(2 * PAGES);
+	fork_create(server, "base", "limited", NULL, guest.socket);
+	client_join_killed(client_start("limited", all_body, &guest));
+	fork_wait(server, "limited", "gone");
+	fork_expect_error(server, "limited", "gone", "cgroup");
+	assert_int_equal(fork_number(server, "limited", "copied_pages"), PAGES / 2);
+	huge_pool_await_free(2 * PAGES);
+	/* It keeps to the limit, and a fork that needs no more is served. */
+	guest.kind = HUGE_MEMFD;
+	fork_create(server, "base", "modest", NULL, guest.socket);
+	struct client *client = client_start("modest", exact_body, &guest);
+	client_await(client, 'c');
+	client_tell(client, 'g');
+	client_await(client, 'd');
+	client_tell(client, 'q');
+	client_join(client);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -363,6 +491,8 @@ int main(void)
 		SERVED(test_pool_runs_out_in_the_middle_of_prefetch),
 		SERVED(test_other_forks_go_on),
 		SERVED(test_closed_socket_with_an_empty_pool),
+		SERVED(test_pool_that_is_raised_in_time),
+		cmocka_unit_test_setup_teardown(test_limit_of_the_servers_cgroup, test_server_setup, group_teardown),
 	};
 
 	huge_require();

@@ -1,5 +1,4 @@
 /* Regions in any number and order, at any place of the image: every page has the bytes of its own place. */
-#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -13,7 +12,6 @@
 #include "integration/harness/list.h"
 #include "integration/harness/server.h"
 #include "integration/harness/vmm.h"
-
 
 struct scene {
 	char socket[SOCKET_PATH_MAX];

@@ -27,8 +27,11 @@ static inline bool is_named(const struct cli_action *action)
 /* What shells offer for an option's value, and for the argument at INDEX; see cli_completion. */
 const char *option_offer(const struct cli_option *option);
 
-#define OFFER_MAX 64
+#define OFFER_MAX 128
 #define WORD_MAX  64
+
+/* What a synopsis calls the option's value: its name, or all its words with bars between. The caller frees. */
+char *option_value(const struct cli_option *option);
 
 /* Takes the next word off TEXT. False: there is none. */
 bool next_word(const char **text, char word[static WORD_MAX]);

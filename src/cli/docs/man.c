@@ -6,7 +6,8 @@
 #include "cli/api_client.h"
 #include "cli/docs/docs.h"
 
-#define LINE_WIDTH 76
+/* Of the source; escapes make it somewhat longer. */
+#define LINE_WIDTH 68
 
 /* ---- text ---- */
 
@@ -109,11 +110,11 @@ static void put_prose(FILE *out, const char *text, size_t length)
 }
 
 /* Lines as they stand, but for the blanks that all of them begin with. */
-static void put_verbatim(FILE *out, const char *text, size_t length)
+static void put_verbatim(FILE *out, const char *text, size_t length, bool first)
 {
 	size_t indent = strspn(text, " ");
 
-	fputs(".PP\n.RS 4\n.EX\n", out);
+	fputs(first ? ".RS 4\n.EX\n" : ".PP\n.RS 4\n.EX\n", out);
 	while (length > 0) {
 		size_t n = strcspn(text, "\n"), skip = strspn(text, " ");
 		if (n > length)
@@ -161,7 +162,7 @@ static void put_paragraphs(FILE *out, const char *text, bool indented, bool firs
 				fputs(indented ? ".IP\n" : ".PP\n", out);
 			put_prose(out, text, prose);
 			if (prose < length)
-				put_verbatim(out, text + prose, length - prose);
+				put_verbatim(out, text + prose, length - prose, first && prose == 0);
 		}
 		first = false;
 		text = end ? end + 2 : NULL;
@@ -207,15 +208,18 @@ static void put_synopsis(FILE *out, const struct cli_command *command, const str
 		fputs("\\fP\n", out);
 	}
 	for (const struct cli_option *o = action->options; o && o->name; o++) {
-		fputs("[\\fB\\-\\-", out);
+		fputs(o->required ? "\\fB\\-\\-" : "[\\fB\\-\\-", out);
 		put_literal(out, o->name);
 		fputs("\\fP", out);
 		if (o->value) {
-			fputs(" \\fI", out);
-			put_literal(out, o->value);
+			char *value = option_value(o);
+
+			fputs(o->words ? "\\ \\fB" : "\\ \\fI", out);
+			put_literal(out, value);
 			fputs("\\fP", out);
+			free(value);
 		}
-		fputs("]\n", out);
+		fputs(o->required ? "\n" : "]\n", out);
 	}
 	if (action->client)
 		fputs("[\\fB\\-\\-run\\-dir\\fP \\fIDIR\\fP]\n[\\fB\\-\\-json\\fP]\n", out);
@@ -238,9 +242,12 @@ static void put_option(FILE *out, const struct cli_option *option)
 		fputs("\\fP", out);
 	}
 	fputc('\n', out);
-	put_sentence(out, option->help);
-	if (option->manual)
-		put_paragraphs(out, option->manual, true, true);
+
+	char *text = NULL;
+	if (asprintf(&text, "%s%s%s", option->help, option->manual ? ". " : "", option->manual ?: "") < 0)
+		abort();
+	put_paragraphs(out, text, true, true);
+	free(text);
 }
 
 static void put_options(FILE *out, const struct cli_option *options)
@@ -295,12 +302,14 @@ static void put_single_action(FILE *out, const struct cli_action *action)
 
 /* ---- what all pages end with ---- */
 
-static void put_exit_status(FILE *out, const char *more)
+static void put_exit_status(FILE *out, bool client, const char *more)
 {
 	fputs(".SH EXIT STATUS\n", out);
 	for (const struct cli_exit_status *s = cli_exit_statuses; s->meaning; s++) {
+		if (s->client && !client)
+			continue;
 		fprintf(out, ".TP\n.B %d\n", s->code);
-		put_sentence(out, s->meaning);
+		put_prose(out, s->meaning, strlen(s->meaning));
 	}
 	put_paragraphs(out, more, false, false);
 }
@@ -310,8 +319,18 @@ static void put_environment(FILE *out)
 	fputs(".SH ENVIRONMENT\n", out);
 	for (const struct cli_variable *v = cli_environment; v->name; v++) {
 		fprintf(out, ".TP\n.B %s\n", v->name);
-		put_sentence(out, v->meaning);
+		put_prose(out, v->meaning, strlen(v->meaning));
 	}
+}
+
+/* The one variable that there is stands for --run-dir. */
+static bool takes_run_dir(const struct cli_command *command)
+{
+	for (const struct cli_action *a = command->actions; a->name; a++)
+		for (const struct cli_option *o = next_option(a, NULL); o; o = next_option(a, o))
+			if (!strcmp(o->name, "run-dir"))
+				return true;
+	return false;
 }
 
 /* COMMAND's own page is not among them. */
@@ -368,7 +387,7 @@ static void write_program_page(FILE *out)
 	fputs(".SH OPTIONS\n.TP\n\\fB\\-h\\fP, \\fB\\-\\-help\\fP\nPrint the commands.\n.TP\n\\fB\\-\\-version\\fP\n"
 	      "Print the version.\n",
 	      out);
-	put_exit_status(out, NULL);
+	put_exit_status(out, true, NULL);
 	put_environment(out);
 	fputs(".SH FILES\n.TP\n.I " API_DEFAULT_RUN_DIR "\nThe run directory where nothing else is said.\n", out);
 	put_see_also(out, NULL);
@@ -399,8 +418,9 @@ void write_man_page(FILE *out, const struct cli_command *command)
 		put_paragraphs(out, command->actions->manual, false, false);
 		put_single_action(out, command->actions);
 	}
-	put_exit_status(out, command->exit_status);
-	put_environment(out);
+	put_exit_status(out, talks_to_server(command), command->exit_status);
+	if (takes_run_dir(command))
+		put_environment(out);
 	put_section(out, "FILES", command->files);
 	put_section(out, "EXAMPLES", command->examples);
 	put_see_also(out, command);

@@ -1,4 +1,5 @@
 /* Going through the tables of options: see docs.h. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "cli/docs/docs.h"
@@ -56,18 +57,30 @@ bool next_word(const char **text, char word[static WORD_MAX])
 
 bool argument_at(const struct cli_action *action, size_t index, struct argument *ret)
 {
-	const char *names = action->arguments, *kinds = action->complete ?: "";
-	char kind[WORD_MAX] = "";
+	const char *names = action->arguments, *all = action->complete;
 
-	for (size_t i = 0; i <= index; i++) {
+	for (size_t i = 0; i <= index; i++)
 		if (!next_word(&names, ret->name))
 			return false;
-		/* The last kind goes for the arguments behind it too. */
-		next_word(&kinds, kind);
-	}
-	snprintf(ret->offer, sizeof ret->offer, "%s", action->complete ? kind : cli_completion(ret->name));
+	/* The last offer goes for the arguments behind it too. */
+	for (size_t i = 0; all && i < index && strchr(all, ';'); i++)
+		all = strchr(all, ';') + 1;
+	snprintf(ret->offer, sizeof ret->offer, "%.*s", all ? (int)strcspn(all, ";") : OFFER_MAX,
+		 all ?: cli_completion(ret->name));
 	ret->repeats = strstr(ret->name, "...") != NULL;
 	return true;
+}
+
+char *option_value(const struct cli_option *option)
+{
+	char *value = strdup(option->words ?: option->value);
+
+	for (char *p = value; p && option->words && *p; p++)
+		if (*p == ' ')
+			*p = '|';
+	if (!value)
+		abort();
+	return value;
 }
 
 bool offers(const char *offer, const char *word)

@@ -100,10 +100,23 @@ static void await_ready(struct test_server *server, int notify)
 	}
 }
 
+#define SERVE_ARGS_MAX 16
+
 void test_server_start(struct test_server *server)
 {
-	const char *binary = getenv("FAULTLINE");
+	test_server_start_as(server, ARGS(NULL), NULL, NULL);
+}
+
+void test_server_start_as(struct test_server *server, char *const extra[], void (*prepare)(void *), void *data)
+{
+	char *binary = getenv("FAULTLINE"), *args[SERVE_ARGS_MAX] = { binary, "serve", "--run-dir", server->run_dir };
 	char path[96];
+
+	for (unsigned i = 0; extra[i]; i++) {
+		if (i + 5 >= SERVE_ARGS_MAX)
+			fail_msg("too many arguments for the server");
+		args[i + 4] = extra[i];
+	}
 
 	snprintf(path, sizeof path, "%s/notify", server->dir);
 	_cleanup_close_ int notify = notify_socket(path);
@@ -123,7 +136,9 @@ void test_server_start(struct test_server *server)
 		dup2(log, 1);
 		dup2(log, 2);
 		setenv("NOTIFY_SOCKET", path, 1);
-		execl(binary, binary, "serve", "--run-dir", server->run_dir, NULL);
+		if (prepare)
+			prepare(data);
+		execv(binary, args);
 		_exit(127);
 	}
 	server->pidfd = (int)syscall(SYS_pidfd_open, server->pid, 0);

@@ -28,6 +28,8 @@ int test_server_teardown(void **state);
 /* The parts, for tests about starting and stopping. */
 void test_server_make_dir(struct test_server *server);
 void test_server_start(struct test_server *server);
+/* With EXTRA arguments (NULL-terminated), by a child that has called PREPARE before, where that is set. */
+void test_server_start_as(struct test_server *server, char *const extra[], void (*prepare)(void *), void *data);
 void test_server_signal(struct test_server *server, int signal);
 /* Waits for the end; the status of waitpid. */
 int test_server_wait_end(struct test_server *server);

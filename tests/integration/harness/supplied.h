@@ -23,21 +23,21 @@ int scene_listen(const struct test_server *server, struct scene *scene);
 /* Runs BODY(self, scene) in a child, which must end well and leave the image as it was. */
 void scene_run(const char *name, void (*body)(struct client_self *, void *), struct scene *scene);
 
-#define require_result(self, call, expected)                                                                  \
-	do {                                                                                                  \
-		int result_ = (call);                                                                         \
+#define require_result(self, call, expected)                                                                       \
+	do {                                                                                                       \
+		int result_ = (call);                                                                              \
 		client_require(self, result_ == (expected), "%s is %d (%s) where it should be %d", #call, result_, \
-			       faultline_strerror(result_), expected);                                         \
+			       faultline_strerror(result_), expected);                                             \
 	} while (0)
 /* The same for a call that fills ERROR, which must have WORD in it: what, or remedy. */
-#define require_error(self, call, expected, error, word)                                                              \
-	do {                                                                                                          \
-		int result_ = (call);                                                                                 \
-		client_require(self, result_ == (expected) && (error)->result == result_,                             \
-			       "%s is %d (%s) where it should be %d", #call, result_,                                 \
-			       result_ < 0 ? (error)->what : "success", expected);                                     \
-		client_require(self, strstr((error)->what, word) || strstr((error)->remedy, word),                     \
-			       "%s says '%s. %s', without '%s'", #call, (error)->what, (error)->remedy, word);       \
+#define require_error(self, call, expected, error, word)                                                       \
+	do {                                                                                                   \
+		int result_ = (call);                                                                          \
+		client_require(self, result_ == (expected) && (error)->result == result_,                      \
+			       "%s is %d (%s) where it should be %d", #call, result_,                          \
+			       result_ < 0 ? (error)->what : "success", expected);                             \
+		client_require(self, strstr((error)->what, word) || strstr((error)->remedy, word),             \
+			       "%s says '%s. %s', without '%s'", #call, (error)->what, (error)->remedy, word); \
 	} while (0)
 
 /* A client with one mapping of the library's making, as large as the image; *RET_ADDRESS is where. Not connected. */
