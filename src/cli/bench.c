@@ -161,7 +161,7 @@ static const struct cli_option options[] = {
 	{ .name = "dir",
 	  .value = "DIR",
 	  .help = "where the temporary directory is made (default: $TMPDIR, or /tmp)",
-	  .manual = "It takes memory images of up to 700 MiB, which the page cache should be able to keep." },
+	  .manual = "It takes memory images of up to 300 MiB, which the page cache should be able to keep." },
 	{ .name = "json", .help = "print the report as JSON, and errors as JSON on stderr" },
 	{ 0 },
 };

@@ -463,6 +463,18 @@ static int write_files(struct replay_job *job, struct error *err)
 	return r < 0 ? r : hotlist_save(list, format, list_path, err);
 }
 
+/* Whether the server's log may tell why. */
+static bool is_servers_doing(const struct error *err)
+{
+	static const char *const codes[] = { "server_gone", "server_failed", "guest_stuck", "bad_page",
+					     "wrong_page",  "no_server",     "no_answer",   "bad_answer" };
+
+	for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
+		if (!strcmp(err->code, codes[i]))
+			return true;
+	return false;
+}
+
 static int finish(struct replay_job *job, int r, const struct error *err)
 {
 	int signal_number = r < 0 && !strcmp(err->code, "interrupted") ? replay_interrupted(job) : 0, exit_code;
@@ -473,7 +485,7 @@ static int finish(struct replay_job *job, int r, const struct error *err)
 		exit_code = 128 + signal_number;
 	} else {
 		exit_code = cli_fail(job->args->json, err);
-		if (!job->args->json)
+		if (!job->args->json && is_servers_doing(err))
 			replay_server_show_log(job);
 	}
 	return exit_code;

@@ -107,10 +107,10 @@ struct spread {
 
 static struct spread spread_of(const struct replay_job *job, const struct measure *measure, int vcpu)
 {
-	_cleanup_free_ double *values = calloc(job->done_count, sizeof *values);
 	unsigned n = job->done_count;
+	_cleanup_free_ double *values = calloc(n ?: 1, sizeof *values);
 
-	if (!values)
+	if (!values || !n)
 		return (struct spread){ 0 };
 	for (unsigned i = 0; i < n; i++)
 		values[i] = value_of(measure, &job->done[i].result, vcpu);

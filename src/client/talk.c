@@ -13,12 +13,19 @@
 
 void talk_init(struct talk *talk, int socket)
 {
+	pthread_condattr_t monotonic;
+
 	*talk = (struct talk){ .socket = socket };
 	pthread_mutex_init(&talk->lock, NULL);
+	pthread_condattr_init(&monotonic);
+	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+	pthread_cond_init(&talk->idle, &monotonic);
+	pthread_condattr_destroy(&monotonic);
 }
 
 void talk_clear(struct talk *talk)
 {
+	pthread_cond_destroy(&talk->idle);
 	pthread_mutex_destroy(&talk->lock);
 }
 
@@ -63,7 +70,7 @@ static ssize_t receive(int socket, void *data, size_t size, uint64_t deadline)
 	}
 }
 
-/* The next line into LINE, without its newline. The lock is held. What is there already is read even after the server's end. */
+/* The next line into LINE, without its newline. What is there already is read even after the server's end. */
 static int read_line(struct talk *talk, char line[static TALK_LINE_MAX], uint64_t deadline,
 		     struct faultline_error *error)
 {
@@ -111,7 +118,6 @@ static int read_answer(struct talk *talk, const char *word, int meaning, uint64_
 
 int talk_wait_connected(struct talk *talk, uint64_t deadline, struct faultline_error *error)
 {
-	LOCK_SCOPE(&talk->lock);
 	int r = read_answer(talk, "connected", FAULTLINE_REFUSED, deadline, error);
 
 	if (r == FAULTLINE_SERVER_GONE)
@@ -142,26 +148,44 @@ static int say(struct talk *talk, const char *line, struct faultline_error *erro
 	return server_gone(errno, error);
 }
 
-static int lock_until(pthread_mutex_t *lock, uint64_t deadline)
+/* One thread reads at a time. False: none of the others was done by the deadline. */
+static bool begin_reading(struct talk *talk, uint64_t deadline)
 {
 	struct timespec at = { .tv_sec = (time_t)(deadline / NSEC_PER_SEC), .tv_nsec = (long)(deadline % NSEC_PER_SEC) };
+	int r = 0;
 
-	return deadline == HANDOVER_NO_DEADLINE ? pthread_mutex_lock(lock)
-						: pthread_mutex_clocklock(lock, CLOCK_MONOTONIC, &at);
+	LOCK_SCOPE(&talk->lock);
+	while (talk->reading && r == 0)
+		r = deadline == HANDOVER_NO_DEADLINE ? pthread_cond_wait(&talk->idle, &talk->lock)
+						     : pthread_cond_timedwait(&talk->idle, &talk->lock, &at);
+	if (talk->reading)
+		return false;
+	talk->reading = true;
+	return true;
+}
+
+static void end_reading(struct talk *talk)
+{
+	LOCK_SCOPE(&talk->lock);
+	talk->reading = false;
+	pthread_cond_signal(&talk->idle);
 }
 
 int talk_wait_prefetched(struct talk *talk, uint64_t deadline, struct faultline_error *error)
 {
-	if (lock_until(&talk->lock, deadline) != 0)
+	int r = FAULTLINE_OK;
+
+	if (!begin_reading(talk, deadline))
 		return too_late(error);
 	/* One question at a time: the answer to one that nobody waited for any more is as good. */
-	int r = talk->outstanding ? FAULTLINE_OK : say(talk, "wait prefetched\n", error);
+	if (!talk->outstanding)
+		r = say(talk, "wait prefetched\n", error);
 	if (r == FAULTLINE_OK) {
 		talk->outstanding = true;
 		r = read_answer(talk, "prefetched", FAULTLINE_PREFETCH_FAILED, deadline, error);
 		talk->outstanding = r == FAULTLINE_TIMED_OUT;
 	}
-	pthread_mutex_unlock(&talk->lock);
+	end_reading(talk);
 	return r;
 }
 

@@ -17,7 +17,8 @@
 struct talk {
 	int socket; /* not owned */
 	pthread_mutex_t lock;
-	/* All under the lock. */
+	pthread_cond_t idle;
+	bool reading; /* under the lock: a thread waits for an answer, and what follows is its own */
 	char line[TALK_LINE_MAX];
 	size_t length;	  /* bytes of LINE so far */
 	bool outstanding; /* "wait prefetched" has been said and not been answered */

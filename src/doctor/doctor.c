@@ -25,7 +25,7 @@
 #include "doctor/machine.h"
 
 /* Every probe ends by itself long before, even on an emulated machine; this is for kernels that let one hang. */
-#define ROW_TIMEOUT_NS (5 * NSEC_PER_SEC)
+#define ROW_TIMEOUT_NS (8 * NSEC_PER_SEC)
 
 static const struct {
 	const char *title;

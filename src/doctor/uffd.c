@@ -214,7 +214,9 @@ static void probe_poison(struct probe *probe)
 {
 	int r = try_poison();
 
-	if (r < 0)
+	if (r == -EINVAL)
+		probe_missing(probe, r, "this kernel can't poison pages");
+	else if (r < 0)
 		probe_missing(probe, r, "a page can't be poisoned: %s", strerror(-r));
 	else
 		probe_ok(probe, "a page that can't be read is made to raise SIGBUS");

@@ -80,6 +80,8 @@ struct fork {
 	bool socket_spoke;	/* it has said something after the handshake that means nothing: logged once */
 	bool answers;		/* it reads what is said on its socket: see vmm_talk.h */
 	bool awaits_prefetched; /* it has asked to be told */
+	char heard[24];		/* the line that it is saying, as far as it has come */
+	size_t heard_length;	/* over the size of that: a line that is longer than any that means something */
 	struct session *session;
 	const char *handshake;
 	struct fork_region_info *regions;

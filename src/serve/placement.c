@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "serve/thread_stat.h"
+#include "serve/weights.h"
 
 /* A fork with faults is looked at so often: at once after a change, then less and less. */
 #define LOOK_MIN_NS (1 * NSEC_PER_MSEC)
@@ -18,9 +19,6 @@
 
 /* Without a fault for so long, a fork is not looked at; without any such fork the thread sleeps. */
 #define CALM_NS (100 * NSEC_PER_MSEC)
-
-/* Faults a CPU must have had, as a share of the fork's (each look halves what was before), for its pager to watch. */
-#define WATCH_SHARE 8
 
 #define THREADS_MAX 4096
 
@@ -36,7 +34,7 @@ struct place {
 	uint64_t faults_seen, active_ns, look_ns, interval_ns;
 	struct vm_thread *threads; /* by tid */
 	size_t thread_count;
-	uint32_t *weight; /* faults lately, for each pager */
+	uint32_t *weights; /* faults lately, for each pager's CPU */
 	struct place *next;
 };
 
@@ -58,7 +56,7 @@ static void place_free(struct place *place)
 {
 	session_unref(place->session);
 	free(place->threads);
-	free(place->weight);
+	free(place->weights);
 	free(place);
 }
 
@@ -117,6 +115,19 @@ static int pager_of_cpu(const struct placement *placement, int cpu)
 	return -1;
 }
 
+/* A thread's faults and ticks since the last look. One that is new has all of them; so has one with the number of another that has ended. */
+static struct thread_stat since_last_look(const struct place *place, const struct vm_thread *thread)
+{
+	const struct vm_thread *before = find_thread(place, thread->tid);
+	struct thread_stat news = thread->stat;
+
+	if (before && before->stat.faults <= news.faults && before->stat.ticks <= news.ticks) {
+		news.faults -= before->stat.faults;
+		news.ticks -= before->stat.ticks;
+	}
+	return news;
+}
+
 /*
  * Adds to each CPU's weight the faults of the threads that ran there last. Where no thread had one (under KVM a kernel thread may take
  * them in a vCPU's name) the threads that used the CPU count. False: nothing new is known.
@@ -126,23 +137,20 @@ static bool weigh(struct placement *placement, struct place *place, const struct
 	uint64_t faults = 0, ticks = 0;
 
 	for (size_t i = 0; i < count; i++) {
-		const struct vm_thread *before = find_thread(place, threads[i].tid);
-		faults += threads[i].stat.faults - (before ? before->stat.faults : 0);
-		ticks += threads[i].stat.ticks - (before ? before->stat.ticks : 0);
+		struct thread_stat news = since_last_look(place, &threads[i]);
+		faults += news.faults;
+		ticks += news.ticks;
 	}
 	/* The first look sees a whole life: faults of that kind are nearly all ours, CPU time is not. */
 	if (faults == 0 && (ticks == 0 || !place->threads))
 		return false;
 
-	for (unsigned i = 0; i < placement->pager_count; i++)
-		place->weight[i] /= 2;
+	weights_fade(place->weights, placement->pager_count);
 	for (size_t i = 0; i < count; i++) {
-		const struct vm_thread *before = find_thread(place, threads[i].tid);
-		struct thread_stat was = before ? before->stat : (struct thread_stat){ 0 };
-		uint64_t share = faults ? threads[i].stat.faults - was.faults : threads[i].stat.ticks - was.ticks;
-		int pager = pager_of_cpu(placement, threads[i].stat.cpu);
-		if (pager >= 0 && share > 0)
-			place->weight[pager] += (uint32_t)(share < 1u << 20 ? share : 1u << 20) * 16;
+		struct thread_stat news = since_last_look(place, &threads[i]);
+		int pager = pager_of_cpu(placement, news.cpu);
+		if (pager >= 0)
+			weights_add(&place->weights[pager], faults ? news.faults : news.ticks);
 	}
 	return true;
 }
@@ -150,23 +158,26 @@ static bool weigh(struct placement *placement, struct place *place, const struct
 /* Lets the pagers of the CPUs with faults watch, and no others; where none has any, those who do go on. True: there was a change. */
 static bool assign(struct placement *placement, struct place *place)
 {
-	uint64_t total = 0;
-	bool changed = false;
+	uint32_t enough = weights_enough(place->weights, placement->pager_count);
+	bool served = false, changed = false;
 	int cpus[64];
 
-	for (unsigned i = 0; i < placement->pager_count; i++)
-		total += place->weight[i];
-	if (total == 0)
+	if (enough == 0)
 		return false;
 	/* First those to come, so that the fork is never without. */
 	for (unsigned i = 0; i < placement->pager_count; i++)
-		if ((uint64_t)place->weight[i] * WATCH_SHARE >= total)
-			changed |= pager_watch(placement->pagers[i], place->session) > 0;
+		if (place->weights[i] >= enough) {
+			int r = pager_watch(placement->pagers[i], place->session);
+			served |= r >= 0;
+			changed |= r > 0;
+		}
+	if (!served)
+		return false; /* no memory, say: better from afar than not at all */
 
 	unsigned n = session_cpus(place->session, cpus, sizeof cpus / sizeof cpus[0]);
 	for (unsigned k = 0; k < n; k++) {
 		int i = pager_of_cpu(placement, cpus[k]);
-		if (i >= 0 && (uint64_t)place->weight[i] * WATCH_SHARE < total) {
+		if (i >= 0 && place->weights[i] < enough) {
 			pager_unwatch(placement->pagers[i], place->session);
 			changed = true;
 		}
@@ -302,8 +313,8 @@ int placement_add(struct placement *placement, struct session *session)
 	struct place *place = calloc(1, sizeof *place);
 	if (!place)
 		return -ENOMEM;
-	place->weight = calloc(placement->pager_count, sizeof place->weight[0]);
-	if (!place->weight) {
+	place->weights = calloc(placement->pager_count, sizeof place->weights[0]);
+	if (!place->weights) {
 		free(place);
 		return -ENOMEM;
 	}

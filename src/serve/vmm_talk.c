@@ -53,18 +53,19 @@ void vmm_talk_prefetched(struct fork *fork)
 		say(fork->socket_fd, "error", err.code, err.message);
 }
 
-static bool is_line(const char *text, size_t size, const char *line)
+static bool is_line(const struct fork *fork, const char *line)
 {
-	return size == strlen(line) && memcmp(text, line, size) == 0;
+	return fork->heard_length == strlen(line) && memcmp(fork->heard, line, fork->heard_length) == 0;
 }
 
-static bool obey(struct server *server, struct fork *fork, const char *line, size_t size)
+/* A whole line has come. False: it means nothing. */
+static bool obey(struct server *server, struct fork *fork)
 {
-	if (is_line(line, size, "ready")) {
+	if (is_line(fork, "ready")) {
 		fork_set_ready(server, fork);
 		return true;
 	}
-	if (is_line(line, size, "wait prefetched")) {
+	if (is_line(fork, "wait prefetched")) {
 		fork->awaits_prefetched = true;
 		vmm_talk_prefetched(fork);
 		return true;
@@ -72,21 +73,28 @@ static bool obey(struct server *server, struct fork *fork, const char *line, siz
 	return false;
 }
 
-void vmm_talk_heard(struct server *server, struct fork *fork, const char *text, size_t size)
+static void ignore(struct fork *fork)
 {
-	bool understood = fork->answers;
-
-	while (understood && size > 0) {
-		const char *end = memchr(text, '\n', size);
-		understood = end && obey(server, fork, text, (size_t)(end - text));
-		if (understood) {
-			size -= (size_t)(end + 1 - text);
-			text = end + 1;
-		}
-	}
-	if (understood)
-		return;
 	if (!fork->socket_spoke)
 		log_warning(fork->session->name, "its VMM says more after the handshake: ignoring it");
 	fork->socket_spoke = true;
+}
+
+void vmm_talk_heard(struct server *server, struct fork *fork, const char *text, size_t size)
+{
+	if (!fork->answers) {
+		ignore(fork);
+		return;
+	}
+	for (; size > 0; size--, text++) {
+		if (*text == '\n') {
+			if (!obey(server, fork))
+				ignore(fork);
+			fork->heard_length = 0;
+		} else if (fork->heard_length < sizeof fork->heard) {
+			fork->heard[fork->heard_length++] = *text;
+		} else {
+			fork->heard_length = sizeof fork->heard + 1;
+		}
+	}
 }

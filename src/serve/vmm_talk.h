@@ -17,7 +17,7 @@ struct server;
 void vmm_talk_connected(const struct fork *fork);
 /* It was not, for the reason in ERR. */
 void vmm_talk_refused(const struct peer *peer, const struct error *err);
-/* SIZE bytes that the VMM has sent. Each line must have come in one piece, as it does if it was sent in one. */
+/* SIZE bytes that the VMM has sent: lines, or pieces of them. */
 void vmm_talk_heard(struct server *server, struct fork *fork, const char *text, size_t size);
 /* To be called where the fork's prefetch has come to an end, good or bad: a VMM that waits for that is told. */
 void vmm_talk_prefetched(struct fork *fork);

@@ -232,8 +232,11 @@ void watcher_serve(struct watcher *w, uint32_t events, bool alone)
 	bool only = atomic_load_explicit(&w->session->watcher_count, memory_order_relaxed) == 1;
 	unsigned batches = only && alone ? BATCHES_ALONE : 1, messages = only ? BATCH_MESSAGES : 1;
 
-	if (session_ended(w->session) || ((events & EPOLLERR) && !keep_nonblocking(w->session)))
+	if (session_ended(w->session) || ((events & EPOLLERR) && !keep_nonblocking(w->session))) {
+		/* What it has to say stays unread, and would be heard again and again until its end is known. */
+		epoll_ctl(w->pager->epoll_fd, EPOLL_CTL_DEL, w->session->memory->fd, NULL);
 		return;
+	}
 	while (batches-- > 0 && serve_batch(w, messages) > 0)
 		;
 }

@@ -11,8 +11,12 @@
 
 #define SMALL_PAGE 4096
 
-/* How often a huge page is tried again that is neither there nor to be had: another thread may hold the last one for a moment. */
-#define HUGE_TRIES 3
+/*
+ * How long a huge page is tried again that is neither there nor to be had, and how often. One that the guest has just given back may be held for a
+ * moment more by who reads it or writes to it; to stop a VMM for that would be worse than a pause.
+ */
+#define HUGE_WAIT_NS (2 * NSEC_PER_MSEC)
+#define HUGE_LOOK_NS (50 * NSEC_PER_USEC)
 
 int guest_memory_new(int fd, struct region *regions, size_t count, struct guest_memory **ret)
 {
@@ -124,19 +128,36 @@ static enum uffd_outcome judge_huge(const struct guest_memory *memory, uint64_t 
 static struct uffd_result put_huge_again(struct guest_memory *memory, uint64_t page, uint64_t address, uint64_t size,
 					 const void *data, put_fn put)
 {
-	struct uffd_result r = { .outcome = UFFD_PRESENT };
+	const struct timespec pause = { .tv_nsec = HUGE_LOOK_NS };
+	uint64_t until = now_ns() + HUGE_WAIT_NS;
+	struct uffd_result r;
 
-	for (unsigned i = 0; i < HUGE_TRIES; i++) {
+	for (;;) {
 		if (huge_is_present(memory->pid, address) > 0)
 			return (struct uffd_result){ .outcome = UFFD_PRESENT, .error = -EEXIST };
 		huge_populate(data, size);
 		r = put(memory, address, data, size);
 		if (r.outcome != UFFD_PRESENT && r.outcome != UFFD_NO_MEMORY)
 			return r;
+		if (now_ns() > until)
+			break;
+		nanosleep(&pause, NULL);
 	}
 	r.outcome = judge_huge(memory, page, address, size);
 	r.error = r.outcome == UFFD_PRESENT ? -EEXIST : -ENOMEM;
 	return r;
+}
+
+/* Copies one huge page. Its source is mapped first, or the copy would take a second page of the pool for a moment: perhaps another's last. */
+static struct uffd_result put_huge(struct guest_memory *memory, uint64_t page, uint64_t address, uint64_t size,
+				   const void *data, put_fn put)
+{
+	huge_populate(data, size);
+	struct uffd_result r = put(memory, address, data, size);
+
+	return r.outcome == UFFD_PRESENT || r.outcome == UFFD_NO_MEMORY
+		       ? put_huge_again(memory, page, address, size, data, put)
+		       : r;
 }
 
 static struct supply put_pages(struct guest_memory *memory, uint64_t page, uint64_t count, const void *data, put_fn put)
@@ -152,12 +173,11 @@ static struct supply put_pages(struct guest_memory *memory, uint64_t page, uint6
 	uint64_t size = piece->page_size, address = piece_address(piece, page), at = 0, limit = count;
 	while (at < count) {
 		uint64_t length = count - at < limit ? count - at : limit;
-		struct uffd_result r = put(memory, address + at * size, (const char *)data + at * size, length * size);
+		const char *bytes = (const char *)data + at * size;
+		struct uffd_result r = size > SMALL_PAGE && data
+					       ? put_huge(memory, page + at, address + at * size, size, bytes, put)
+					       : put(memory, address + at * size, bytes, length * size);
 
-		if (size > SMALL_PAGE && data && r.done == 0 &&
-		    (r.outcome == UFFD_PRESENT || r.outcome == UFFD_NO_MEMORY))
-			r = put_huge_again(memory, page + at, address + at * size, size, (const char *)data + at * size,
-					   put);
 		if (r.done % size != 0) {
 			/* A part of a page: the memory there is not what the handshake said, and its other parts are not ours to guess. */
 			supply.outcome = SUPPLY_FAILED;
@@ -343,6 +363,15 @@ static bool poison_child(const struct guest_memory *memory, int child)
 	return true;
 }
 
+/*
+ * Memory has gone from here. A thread that faulted before still sleeps at the old address, where no copy will wake it any more: its
+ * page is unmapped, or will be supplied elsewhere. It faults again, on whatever is here now.
+ */
+static void wake_where_it_was(const struct guest_memory *memory, uint64_t address, uint64_t length)
+{
+	uffd_wake(memory->fd, address, length);
+}
+
 static int apply_event(struct guest_memory *memory, struct uffd_msg *message)
 {
 	switch (message->event) {
@@ -350,9 +379,12 @@ static int apply_event(struct guest_memory *memory, struct uffd_msg *message)
 		return apply_remove(memory, message->arg.remove.start, message->arg.remove.end);
 	case UFFD_EVENT_UNMAP:
 		memory->fixed_map = false;
+		wake_where_it_was(memory, message->arg.remove.start,
+				  message->arg.remove.end - message->arg.remove.start);
 		return address_map_unmap(&memory->map, message->arg.remove.start, message->arg.remove.end);
 	case UFFD_EVENT_REMAP:
 		memory->fixed_map = false;
+		wake_where_it_was(memory, message->arg.remap.from, message->arg.remap.len);
 		return address_map_move(&memory->map, message->arg.remap.from, message->arg.remap.to,
 					message->arg.remap.len);
 	case UFFD_EVENT_FORK:
@@ -372,10 +404,8 @@ int guest_memory_read(struct guest_memory *memory, struct uffd_msg *messages, si
 	int failed = 0;
 
 	gate_enter_alone(&memory->gate);
-	ssize_t n = read(memory->fd, messages, count * sizeof *messages);
-	int error = n < 0 ? errno : 0;
-	size_t got = n > 0 ? (size_t)n / sizeof *messages : 0;
-	for (size_t i = 0; i < got; i++)
+	int got = uffd_read(memory->fd, messages, count);
+	for (int i = 0; i < got; i++)
 		if (messages[i].event != UFFD_EVENT_PAGEFAULT) {
 			events = true;
 			int r = apply_event(memory, &messages[i]);
@@ -390,13 +420,13 @@ int guest_memory_read(struct guest_memory *memory, struct uffd_msg *messages, si
 	}
 	if (got > 0 && !failed) {
 		gate_share(&memory->gate);
-		return (int)got;
+		return got;
 	}
 
 	gate_leave_alone(&memory->gate);
 	if (failed)
 		return failed;
-	return error == EAGAIN || error == EINTR ? 0 : -error;
+	return got == -EAGAIN || got == -EINTR ? 0 : got;
 }
 
 uint64_t guest_memory_events(struct guest_memory *memory)

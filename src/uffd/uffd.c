@@ -3,10 +3,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -90,6 +92,22 @@ int uffd_wake(int fd, uint64_t address, size_t length)
 	struct uffdio_range range = { .start = address, .len = length };
 
 	return ioctl(fd, UFFDIO_WAKE, &range) < 0 ? -errno : 0;
+}
+
+int uffd_read(int fd, struct uffd_msg *messages, size_t count)
+{
+	static _Atomic bool refused; /* Linux before 6.10 knows no RWF_NOWAIT here */
+	struct iovec iov = { .iov_base = messages, .iov_len = count * sizeof *messages };
+	ssize_t n = -1;
+
+	errno = EOPNOTSUPP;
+	if (!atomic_load_explicit(&refused, memory_order_relaxed))
+		n = preadv2(fd, &iov, 1, -1, RWF_NOWAIT);
+	if (n < 0 && errno == EOPNOTSUPP) {
+		atomic_store_explicit(&refused, true, memory_order_relaxed);
+		n = read(fd, messages, iov.iov_len);
+	}
+	return n < 0 ? -errno : (int)((size_t)n / sizeof *messages);
 }
 
 bool uffd_is_userfaultfd(int fd)

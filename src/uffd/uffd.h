@@ -39,6 +39,12 @@ struct uffd_result uffd_poison(int fd, uint64_t address, size_t length);
 /* Makes waiters in the range fault again. */
 int uffd_wake(int fd, uint64_t address, size_t length);
 
+/*
+ * Reads up to COUNT messages, without waiting for one. Their number, or negative errno. The peer shares the descriptor's flags, and may make
+ * it blocking at any time: before Linux 6.10 this waits then.
+ */
+int uffd_read(int fd, struct uffd_msg *messages, size_t count);
+
 /* Whether FD is a userfaultfd at all. */
 bool uffd_is_userfaultfd(int fd);
 

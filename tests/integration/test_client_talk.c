@@ -105,12 +105,13 @@ static void lines_body(struct client_self *self, void *data)
 	say(&vmm, rubbish);
 	memset(rubbish, 'x', 99999);
 	say(&vmm, rubbish);
-	client_require(self, send(vmm.conn, "\0\0\0", 3, MSG_NOSIGNAL) == 3, "send: %s", strerror(errno));
+	client_require(self, send(vmm.conn, "\0\0\n", 3, MSG_NOSIGNAL) == 3, "send: %s", strerror(errno));
 	vmm_check_all(&vmm);
 	client_say(self, 'n');
 	client_hear(self, 'q');
-	/* After all that it still listens; each question has one answer. */
-	say(&vmm, "wait prefetched\nwait prefetched\nready\n");
+	/* After all that it still listens, also to what comes in pieces. */
+	say(&vmm, "wait prefet");
+	say(&vmm, "ched\nready\n");
 	hear(&vmm, "error not_prefetching ");
 	client_say(self, 'r');
 	client_hear(self, 'q');

@@ -143,6 +143,19 @@ def check_names(shell, server):
     assert "base" in shell.offers("hotlist", "verify", "x", *run_dir, "--template", "b")
 
 
+def check_zsh_text(docs):
+    """Each option stands in the branch of its action, for zsh is typed at for a few lines only."""
+    with open(docs.path("zsh", "_faultline"), encoding="utf-8") as file:
+        functions = dict(re.findall(r"^_faultline_(\w+)\(\) \{\n(.*?)^\}", file.read(), flags=re.M | re.S))
+    for synopsis in docs.synopses:
+        text = functions[synopsis.command]
+        if synopsis.action != "-":
+            text = re.search(rf"^\t\t{synopsis.action}\)\n(.*?)^\t\t\t;;", text, flags=re.M | re.S).group(1)
+        expected = {o.name for o in docs.options if where(o) == where(synopsis)}
+        assert set(re.findall(r"[',]--([a-z-]+)[=\[}]", text)) == expected, synopsis.text
+        assert len(re.findall(r"^\t*'[0-9*]", text, flags=re.M)) == len([a for a in docs.arguments if where(a) == where(synopsis)])
+
+
 def check_bash_terminal(docs, environment):
     with Terminal(["bash", "--norc", "--noprofile", "-i"], environment) as bash:
         bash.expect("> $")
@@ -154,7 +167,7 @@ def check_bash_terminal(docs, environment):
         bash.expect("exit")
 
 
-def check_zsh_terminal(docs, environment):
+def check_zsh_terminal(docs, environment, run_dir):
     with Terminal(["zsh", "-f", "-i"], environment) as zsh:
         zsh.expect("> $")
         zsh.type("unsetopt zle_bracketed_paste prompt_cr prompt_sp; "
@@ -164,8 +177,8 @@ def check_zsh_terminal(docs, environment):
         zsh.expect("faultline hotlist convert x y --to=json ")
         zsh.type("\x15faultline fork wait --for g\t")
         zsh.expect("faultline fork wait --for gone ")
-        zsh.type("\x15faultline fork show --run-dir $RUN_DIR a\t")
-        zsh.expect("show --run-dir .* a1 ")
+        zsh.type(f"\x15faultline fork --run-dir {run_dir} show a\t")
+        zsh.expect(f"fork --run-dir {run_dir} show a1 ")
         zsh.type("\x15exit\n")
 
 
@@ -177,7 +190,7 @@ def main():
         links = os.path.join(server.dir, "bin")
         os.mkdir(links)
         os.symlink(program, os.path.join(links, "faultline"))
-        environment = dict(os.environ, PATH=f"{links}:{os.environ['PATH']}", HOME=server.dir, RUN_DIR=server.run_dir,
+        environment = dict(os.environ, PATH=f"{links}:{os.environ['PATH']}", HOME=server.dir,
                            FAULTLINE_RUN_DIR=NONE, XDG_CONFIG_HOME=server.dir, XDG_DATA_HOME=server.dir)
         image = os.path.join(server.dir, "image")
         make_image(image)
@@ -194,9 +207,10 @@ def main():
             check_files(docs, shell, directory)
             check_names(shell, server)
             print(f"{kind}: all offers are as the tables have them", flush=True)
+        check_zsh_text(docs)
         check_bash_terminal(docs, environment)
         if "zsh" not in missing:
-            check_zsh_terminal(docs, environment)
+            check_zsh_terminal(docs, environment, server.run_dir)
     if missing:
         skip(f"{' and '.join(missing)} not installed: see tools/setup")
 

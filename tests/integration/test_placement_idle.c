@@ -46,6 +46,18 @@ static bool read_number(const char *path, const char *key, uint64_t *ret)
 	return false;
 }
 
+/* A sanitizer's own thread wakes up ten times a second. It has the program's name, as the main thread has. */
+static bool is_of_sanitizer(const struct test_server *server, const char *tid)
+{
+	char path[128], name[32];
+
+	if (!under_sanitizer() || atoi(tid) == server->pid)
+		return false;
+	snprintf(path, sizeof path, "/proc/%d/task/%.20s/comm", (int)server->pid, tid);
+	_cleanup_fclose_ FILE *f = fopen(path, "re");
+	return f && fgets(name, sizeof name, f) && !strcmp(name, "faultline\n");
+}
+
 static struct usage usage_of(const struct test_server *server)
 {
 	struct usage usage = { 0 };
@@ -59,6 +71,8 @@ static struct usage usage_of(const struct test_server *server)
 	while ((entry = readdir(dir))) {
 		uint64_t run_ns, sleeps;
 
+		if (is_of_sanitizer(server, entry->d_name))
+			continue;
 		snprintf(path, sizeof path, "/proc/%d/task/%.20s/schedstat", (int)server->pid, entry->d_name);
 		if (!read_number(path, "", &run_ns))
 			continue;

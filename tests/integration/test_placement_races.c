@@ -1,11 +1,15 @@
 /* Forks whose threads move about the CPUs all the time, so that pagers come and go while they have faults, removals, prefetch, and ends. */
+#include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
+#include <sys/ioctl.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -15,6 +19,7 @@
 #include "integration/harness/list.h"
 #include "integration/harness/server.h"
 #include "integration/harness/vmm.h"
+#include "uffd/abi.h"
 
 #define PAGES 4096ul
 
@@ -219,6 +224,91 @@ static void test_server_that_stops_on_the_move(void **state)
 	}
 }
 
+/* ---- a descriptor that becomes blocking ---- */
+
+struct flip {
+	_Atomic bool stop;
+	_Atomic uint64_t pages;
+	uint64_t after;
+};
+
+static void flip_thread(struct vmm *vmm, unsigned index, void *data)
+{
+	struct flip *flip = data;
+	struct vmm_region *region = &vmm->regions[0];
+
+	if (index == 0) {
+		for (uint64_t i = 0; !atomic_load(&flip->stop); i++) {
+			uint64_t page = i % vmm_pages(region);
+			if (page == 0 && i > 0)
+				vmm_remove(vmm, region, 0, vmm_pages(region));
+			vmm_check_page(vmm, region, page);
+			atomic_fetch_add(&flip->pages, 1);
+		}
+		return;
+	}
+	while (atomic_load(&flip->pages) < flip->after)
+		sched_yield();
+	client_require(vmm->self, fcntl(vmm->uffd, F_SETFL, 0) == 0, "fcntl: %s", strerror(errno));
+	atomic_store(&flip->stop, true);
+}
+
+static void flipping_body(struct client_self *self, void *data)
+{
+	struct guest *guest = data;
+	struct flip flip = { .after = guest->chaos.salt };
+	struct vmm vmm;
+
+	start_vmm(&vmm, self, guest);
+	vmm_threads(&vmm, 2, flip_thread, &flip);
+	client_say(self, 'd');
+	client_hear(self, 'q');
+	vmm_check_all(&vmm);
+}
+
+static bool kernel_reads_without_waiting(void)
+{
+	_cleanup_close_ int fd = vmm_new_uffd();
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffd_msg message;
+	struct iovec iov = { &message, sizeof message };
+
+	return fd >= 0 && ioctl(fd, UFFDIO_API, &api) == 0 && preadv2(fd, &iov, 1, -1, RWF_NOWAIT) < 0 &&
+	       errno == EAGAIN;
+}
+
+/* At any moment, also when a pager is about to read and nothing is there: it would wait for this fork, and all its others with it. */
+static void test_blocking_descriptors_hold_nobody_up(void **state)
+{
+	struct test_server *server = *state;
+	struct test_image image = { 0 };
+	struct random random = random_from(7);
+	char id[24];
+
+	if (!kernel_reads_without_waiting()) {
+		print_message("skipped: this kernel (before 6.10) can't read a blocking userfaultfd without waiting\n");
+		skip();
+	}
+	add_templates(server, &image);
+	struct client *witness = start_endless(server, &image, "base", "witness", 1);
+	client_await(witness, 'c');
+	for (unsigned round = 0; round < scaled(60); round++) {
+		struct guest guest = { .image = &image,
+				       .form = { .json = round & 1, .fd = round & 1 },
+				       .chaos.salt = random_below(&random, PAGES * 3 / 2),
+				       .regions = 1 };
+
+		snprintf(id, sizeof id, "fork%u", round);
+		fork_create(server, "base", id, NULL, guest.socket);
+		struct client *client = client_start(id, flipping_body, &guest);
+		client_await(client, 'd');
+		client_await_counter(witness, ACTIONS, client_counter(witness, ACTIONS) + 200);
+		client_tell(client, 'q');
+		client_join(client);
+	}
+	client_kill(witness);
+}
+
 /* ---- many come and go ---- */
 
 #define CROWD	   200
@@ -291,6 +381,7 @@ int main(void)
 		SERVED(test_faults_removals_and_prefetch_on_the_move),
 		SERVED(test_vmms_that_die_on_the_move),
 		SERVED(test_server_that_stops_on_the_move),
+		SERVED(test_blocking_descriptors_hold_nobody_up),
 		SERVED(test_forks_come_and_go_beside_others),
 	};
 

@@ -19,6 +19,8 @@ TRACES = SOURCE / "traces"
 WORKLOADS = ("gcc-compile", "python-import", "redis-get")
 LENGTHS_MS = {"gcc-compile": 125, "python-import": 172, "redis-get": 160}  # of run 1, as traces/README.md says
 SLACK_NS = 50000
+# ThreadSanitizer keeps books on the guest's memory in memory of its own, which faults, and has locks to sleep on.
+SANITIZER_FAULTS = os.environ.get("FAULTLINE_SANITIZE") == "thread"
 
 
 def setUpModule():
@@ -82,7 +84,8 @@ class RealTraces(Replay):
         self.assertEqual(served["copied_pages"] + served["zeroed_pages"], len(pages - listed))
         self.assertEqual(prefetched["runs"][0]["checked_unasked_pages"], len(listed - pages))
         # A page that comes at the very moment may save a sleep, but no page that is there costs one.
-        self.assertLessEqual(prefetched["runs"][0]["faults"], len(pages - listed))
+        if not SANITIZER_FAULTS:
+            self.assertLessEqual(prefetched["runs"][0]["faults"], len(pages - listed))
         image.unlink()
 
 
@@ -121,7 +124,7 @@ class Ways(Replay):
     def test_present(self):
         figures = self.replay(self.TRACE, "--present")
         run = figures["runs"][0]
-        self.assertEqual((run["faults"], run["minor_faults"]), (0, 0))
+        self.assertTrue(SANITIZER_FAULTS or (run["faults"], run["minor_faults"]) == (0, 0), run)
         self.assertIsNone(run["server"])
         self.assertGreater(run["checked_unasked_pages"], 10000)
 

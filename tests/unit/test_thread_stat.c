@@ -24,12 +24,12 @@
 #define LAST_FIELD 52
 
 /* Field n is 100 + n, but for the processor, which is CPU. */
-static size_t make_line(char *line, size_t size, const char *name, int cpu)
+static size_t make_line(char *line, size_t size, const char *name, long long cpu)
 {
 	size_t at = (size_t)snprintf(line, size, "4711 (%s) S", name);
 
 	for (int field = 4; field <= LAST_FIELD; field++)
-		at += (size_t)snprintf(line + at, size - at, " %d", field == 39 ? cpu : 100 + field);
+		at += (size_t)snprintf(line + at, size - at, " %lld", field == 39 ? cpu : 100 + field);
 	at += (size_t)snprintf(line + at, size - at, "\n");
 	assert_true(at < size);
 	return at;
@@ -150,9 +150,7 @@ static void test_garbage(void **state)
 	/* Processors that none can be. */
 	make_line(line, sizeof line, "x", -1);
 	assert_refused(line);
-	make_line(line, sizeof line, "x", 1);
-	char *at = strstr(line, " 138 1 140");
-	memcpy(at, " 9999999999", 11);
+	make_line(line, sizeof line, "x", 9999999999);
 	assert_refused(line);
 }
 
