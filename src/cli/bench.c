@@ -48,7 +48,7 @@ static const struct bench_api api = { open_api, call_api, close_api };
 /* On a terminal: one line that is written over. */
 static void show_progress(void *data __attribute__((unused)), const char *text)
 {
-	fprintf(stderr, "\r\033[K%.100s", text ?: "");
+	fprintf(stderr, "\r\033[K%.78s", text ?: "");
 	fflush(stderr);
 }
 

@@ -193,16 +193,29 @@ static void print_all_options(const struct cli_action *action)
 	print_options(cli_help_options);
 }
 
+static void print_usage(const struct cli_command *command, const struct cli_action *action)
+{
+	const char *space = action->name[0] ? " " : "";
+
+	for (const char *line = action->synopsis; line; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL)
+		printf("%s faultline %s%s%s %.*s\n", line == action->synopsis ? "Usage:" : "      ", command->name,
+		       space, action->name, (int)strcspn(line, "\n"), line);
+	if (!action->synopsis) {
+		printf("Usage: faultline %s%s%s%s%s", command->name, space, action->name,
+		       action->arguments[0] ? " " : "", action->arguments);
+		for (const struct cli_option *o = action->options; o && o->name; o++)
+			if (o->required)
+				printf(" --%s %s", o->name, o->value);
+		printf(" [OPTION...]\n");
+	}
+	putchar('\n');
+}
+
 static int print_action_help(const struct cli_command *command, const struct cli_action *action)
 {
 	bool named = action->name[0] != '\0';
 
-	printf("Usage: faultline %s%s%s%s%s", command->name, named ? " " : "", action->name,
-	       action->arguments[0] ? " " : "", action->arguments);
-	for (const struct cli_option *o = action->options; o && o->name; o++)
-		if (o->required)
-			printf(" --%s %s", o->name, o->value);
-	printf(" [OPTION...]\n\n");
+	print_usage(command, action);
 	if (named)
 		printf("%c%s.\n", toupper((unsigned char)action->summary[0]), action->summary + 1);
 	else

@@ -36,6 +36,7 @@ struct cli_action {
 	bool client;				 /* talks to a server: takes --run-dir and --json too */
 	const char *complete; /* what shells offer for its arguments, in turn: "@fork;@file"; NULL: as their names say */
 	const char *manual;   /* more paragraphs for the man page; may be NULL */
+	const char *synopsis; /* what stands behind its name there, a line for each form, where its options in a row say too little; or NULL */
 };
 
 struct cli_command {

@@ -1,16 +1,12 @@
 /* faultline replay: a trace of a real guest's first touches against a server, or against none; every page checked. */
 #include <errno.h>
-#include <fcntl.h>
 #include <ftw.h>
 #include <inttypes.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/signalfd.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -21,253 +17,6 @@
 #include "hotlist/hotlist.h"
 #include "replay/content.h"
 #include "replay/list.h"
-
-#define RUNS_MAX 10000
-/* Of an evicted image, so much may still be in memory: what the kernel reads around a page that others look at. */
-#define COLD_PERMILLE 20
-
-/* ---- options ---- */
-
-static bool parse_whole(const char *text, uint64_t max, uint64_t *ret)
-{
-	char *end;
-
-	errno = 0;
-	unsigned long long value = strtoull(text, &end, 10);
-	if (*text < '0' || *text > '9' || *end || errno || value > max)
-		return false;
-	*ret = value;
-	return true;
-}
-
-static int parse_cpus(struct replay_job *job, const char *list)
-{
-	cpu_set_t allowed;
-	const char *p = list;
-
-	if (sched_getaffinity(0, sizeof allowed, &allowed) < 0)
-		return cli_usage_error(job->args, "--pin can't be had: %s", strerror(errno));
-	job->cpus = calloc(strlen(list) / 2 + 1, sizeof *job->cpus);
-	while (job->cpus) {
-		char *end;
-		unsigned long cpu = strtoul(p, &end, 10);
-
-		if (*p < '0' || *p > '9' || (*end && *end != ','))
-			return cli_usage_error(job->args, "--pin is a list of CPUs like 0,1, not '%s'", list);
-		if (cpu >= CPU_SETSIZE || !CPU_ISSET(cpu, &allowed))
-			return cli_usage_error(job->args, "--pin names CPU %.*s, which is not there for this process",
-					       (int)(end - p), p);
-		job->cpus[job->cpu_count++] = (int)cpu;
-		if (!*end)
-			return EXIT_OK;
-		p = end + 1;
-	}
-	cli_error("there is not enough memory");
-	return EXIT_FAILED;
-}
-
-static int parse_numbers(struct replay_job *job)
-{
-	const char *runs = cli_value(job->args, "runs"), *seed = cli_value(job->args, "seed");
-	const char *pin = cli_value(job->args, "pin");
-	uint64_t number = 1;
-
-	if (runs && (!parse_whole(runs, RUNS_MAX, &number) || !number))
-		return cli_usage_error(job->args, "--runs is a number from 1 to %d, not '%s'", RUNS_MAX, runs);
-	job->runs = (unsigned)number;
-	job->seed = CONTENT_DEFAULT_SEED;
-	if (seed && !parse_whole(seed, UINT64_MAX, &job->seed))
-		return cli_usage_error(job->args, "--seed is a whole number, not '%s'", seed);
-	return pin ? parse_cpus(job, pin) : EXIT_OK;
-}
-
-static int parse_source(struct replay_job *job)
-{
-	static const struct {
-		const char *option;
-		enum replay_source source;
-	} sources[] = {
-		{ "serve", SOURCE_OWN_SERVER }, { "run-dir", SOURCE_RUN_DIR }, { "socket", SOURCE_SOCKET },
-		{ "plain", SOURCE_PLAIN },	{ "present", SOURCE_PRESENT },
-	};
-	const char *run_dir = getenv("FAULTLINE_RUN_DIR"), *chosen = NULL;
-
-	for (size_t i = 0; i < sizeof sources / sizeof *sources; i++) {
-		if (!cli_value(job->args, sources[i].option))
-			continue;
-		if (chosen)
-			return cli_usage_error(job->args, "--%s and --%s exclude each other", chosen, sources[i].option);
-		chosen = sources[i].option;
-		job->source = sources[i].source;
-	}
-	if (!chosen && run_dir && *run_dir)
-		job->source = SOURCE_RUN_DIR;
-	job->api.run_dir = cli_value(job->args, "run-dir");
-	return EXIT_OK;
-}
-
-/* Whether the pages come from a faultline server that can be asked for things. */
-static bool has_api(const struct replay_job *job)
-{
-	return job->source == SOURCE_OWN_SERVER || job->source == SOURCE_RUN_DIR;
-}
-
-static int check_source_options(struct replay_job *job)
-{
-	static const char *const api_only[] = { "prefetch", "hot-list", "no-wait", "record" };
-	const struct cli_args *args = job->args;
-
-	for (size_t i = 0; !has_api(job) && i < sizeof api_only / sizeof *api_only; i++)
-		if (cli_value(args, api_only[i]))
-			return cli_usage_error(args, "--%s needs a faultline server: use it with --serve or --run-dir",
-					       api_only[i]);
-	if (job->source != SOURCE_OWN_SERVER && cli_value(args, "cpus"))
-		return cli_usage_error(args, "--cpus is for a server of the replay's own (--serve)");
-	if (job->source == SOURCE_SOCKET && !cli_value(args, "template"))
-		return cli_usage_error(args, "--socket needs --template FILE: the image that the server supplies, made "
-					     "with --make-template");
-	if (job->source == SOURCE_SOCKET && job->runs > 1)
-		return cli_usage_error(args, "--socket takes one run: a fork's socket is for one VM");
-	if (job->source == SOURCE_PRESENT && job->cold)
-		return cli_usage_error(args, "--cold and --present exclude each other");
-	return EXIT_OK;
-}
-
-static int parse_prefetch(struct replay_job *job)
-{
-	const struct cli_args *args = job->args;
-	const char *mode = cli_value(args, "prefetch"), *list = cli_value(args, "hot-list");
-
-	job->prefetch = mode ? !strcmp(mode, "eager") : list != NULL;
-	job->wait = !cli_value(args, "no-wait");
-	job->record = cli_value(args, "record") != NULL;
-	if (job->prefetch && !list)
-		return cli_usage_error(args,
-				       "--prefetch eager needs --hot-list LIST; --write-hot-list makes one of a trace");
-	if (list && !job->prefetch)
-		return cli_usage_error(args, "--hot-list is of no use with --prefetch off");
-	if (!job->wait && !job->prefetch)
-		return cli_usage_error(args, "--no-wait is of no use without --hot-list");
-	if (job->record != (cli_value(args, "output") != NULL))
-		return cli_usage_error(args, "--record and -o FILE go together: where the recording is saved");
-	return EXIT_OK;
-}
-
-static int parse_options(struct replay_job *job)
-{
-	const char *vcpus = cli_value(job->args, "vcpus") ?: "waiting";
-	int exit_code = parse_numbers(job);
-
-	job->vcpus = !strcmp(vcpus, "independent") ? REPLAY_INDEPENDENT
-		     : !strcmp(vcpus, "one")	   ? REPLAY_ONE
-						   : REPLAY_WAITING;
-	job->cold = cli_value(job->args, "cold") != NULL;
-	if (exit_code == EXIT_OK)
-		exit_code = parse_source(job);
-	if (exit_code == EXIT_OK)
-		exit_code = parse_prefetch(job);
-	return exit_code == EXIT_OK ? check_source_options(job) : exit_code;
-}
-
-/* ---- the image ---- */
-
-static int image_failed(const char *path, struct error *err)
-{
-	return error_set(err, -errno, "io_error", "cannot use the memory image %s: %s", path, strerror(errno));
-}
-
-/* Reads all of it, so that it is in the page cache. */
-static int warm_image(const char *path, struct error *err)
-{
-	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
-	_cleanup_free_ char *buffer = malloc(1 << 20);
-	off_t at = 0;
-	ssize_t n;
-
-	if (fd < 0 || !buffer)
-		return image_failed(path, err);
-	while ((at = lseek(fd, at, SEEK_DATA)) >= 0) {
-		while ((n = pread(fd, buffer, 1 << 20, at)) > 0) {
-			off_t next = lseek(fd, at + n, SEEK_DATA);
-
-			if (next != at + n)
-				break;
-			at = next;
-		}
-		if (n < 0)
-			return image_failed(path, err);
-		at += n;
-	}
-	return errno == ENXIO ? 0 : image_failed(path, err);
-}
-
-/* How much of the file is in the page cache. */
-static uint64_t count_resident(int fd, uint64_t pages)
-{
-	_cleanup_free_ unsigned char *present = malloc(pages);
-	void *p = mmap(NULL, pages * TRACE_PAGE, PROT_READ, MAP_SHARED, fd, 0);
-	uint64_t count = 0;
-
-	if (present && p != MAP_FAILED && mincore(p, pages * TRACE_PAGE, present) == 0)
-		for (uint64_t i = 0; i < pages; i++)
-			count += present[i] & 1;
-	if (p != MAP_FAILED)
-		munmap(p, pages * TRACE_PAGE);
-	return count;
-}
-
-static int evict_image(const struct replay_job *job, struct error *err)
-{
-	_cleanup_close_ int fd = open(job->template, O_RDONLY | O_CLOEXEC);
-
-	if (fd < 0 || fsync(fd) < 0)
-		return image_failed(job->template, err);
-	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-	uint64_t resident = count_resident(fd, job->image->pages);
-	if (resident * 1000 > job->image->nonzero * COLD_PERMILLE)
-		return error_set(err, -EBUSY, "not_cold",
-				 "%" PRIu64
-				 " pages of %s stay in the page cache, so --cold can't be had: it is on a file system in "
-				 "memory, or somebody else uses it; TMPDIR or --template name another place",
-				 resident, job->template);
-	return 0;
-}
-
-static int check_template_size(const struct replay_job *job, struct error *err)
-{
-	struct stat st;
-
-	if (stat(job->template, &st) < 0)
-		return image_failed(job->template, err);
-	if ((uint64_t)st.st_size != job->image->pages * TRACE_PAGE)
-		return error_set(err, -EINVAL, "bad_template",
-				 "%s has %jd bytes, but the trace's image has %" PRIu64 ": make it with --make-template",
-				 job->template, (intmax_t)st.st_size, job->image->pages * TRACE_PAGE);
-	return 0;
-}
-
-static int prepare_image(struct replay_job *job, struct error *err)
-{
-	const char *path = cli_value(job->args, "template");
-	int r;
-
-	if (job->source == SOURCE_PRESENT)
-		return 0;
-	if (path) {
-		job->template = strdup(path);
-		if (!job->template)
-			return error_set(err, -ENOMEM, "no_memory", "there is not enough memory");
-		r = check_template_size(job, err);
-		return r < 0 || job->cold ? r : warm_image(path, err);
-	}
-	r = replay_make_dir(job, err);
-	if (r < 0)
-		return r;
-	if (asprintf(&job->template, "%s/image", job->dir) < 0)
-		return error_set(err, -ENOMEM, "no_memory", "there is not enough memory");
-	job->own_template = true;
-	return content_make_template(job->template, job->image, job->seed, err);
-}
 
 /* ---- runs ---- */
 
@@ -286,7 +35,7 @@ static int run_guest(struct replay_job *job, unsigned number, const char *socket
 		.vcpus = job->vcpus,
 		.template_path = job->template,
 		.socket = socket,
-		.answers = has_api(job),
+		.answers = replay_has_api(job),
 		.cpus = job->cpus,
 		.cpu_count = job->cpu_count,
 		.interrupt_fd = job->signals,
@@ -303,7 +52,7 @@ static int run_guest(struct replay_job *job, unsigned number, const char *socket
 	if (r >= 0 && touches && number + 1 == job->runs)
 		r = replay_write_touches(guest, touches, err);
 	/* Before its process is gone, so that the fork still stands as it was. */
-	if (r >= 0 && has_api(job))
+	if (r >= 0 && replay_has_api(job))
 		r = replay_fork_finish(job, number, &done->server, err);
 	return r;
 }
@@ -334,12 +83,12 @@ static int run_once(struct replay_job *job, unsigned number, struct error *err)
 		/* A server keeps its templates' images mapped. */
 		r = replay_template_remove(job, err);
 		if (r >= 0)
-			r = evict_image(job, err);
+			r = replay_evict_image(job, err);
 	}
-	if (r >= 0 && has_api(job))
+	if (r >= 0 && replay_has_api(job))
 		r = replay_fork_create(job, number, &socket, err);
 	if (r >= 0)
-		r = run_guest(job, number, has_api(job) ? socket : cli_value(job->args, "socket"), err);
+		r = run_guest(job, number, replay_has_api(job) ? socket : cli_value(job->args, "socket"), err);
 	return r < 0 ? r : check_result(job, number, err);
 }
 
@@ -429,7 +178,7 @@ static int replay(struct replay_job *job, struct error *err)
 	int r = load(job, err);
 
 	if (r >= 0)
-		r = prepare_image(job, err);
+		r = replay_prepare_image(job, err);
 	if (r >= 0 && job->source == SOURCE_OWN_SERVER)
 		r = replay_server_start(job, err);
 	if (r >= 0)
@@ -502,7 +251,7 @@ static int run(const struct cli_args *args)
 
 	if (cli_value(args, "make-template") && cli_value(args, "write-hot-list"))
 		return cli_usage_error(args, "--make-template and --write-hot-list exclude each other");
-	exit_code = parse_options(&job);
+	exit_code = replay_parse_options(&job);
 	if (exit_code == EXIT_OK) {
 		snprintf(job.name, sizeof job.name, "replay-%d", (int)getpid());
 		catch_signals(&job);
@@ -584,7 +333,15 @@ static const struct cli_option options[] = {
 };
 
 static const struct cli_action actions[] = {
-	{ .name = "", .arguments = "TRACE", .summary = "", .options = options, .run = run, .complete = "@file" },
+	{ .name = "",
+	  .arguments = "TRACE",
+	  .summary = "",
+	  .options = options,
+	  .run = run,
+	  .complete = "@file",
+	  .synopsis = "TRACE [--serve | --run-dir DIR | --socket PATH | --plain | --present] [OPTION...]\n"
+		      "TRACE --make-template FILE [--seed N]\n"
+		      "TRACE --write-hot-list FILE [--format hpl1|json|csv]" },
 	{ 0 },
 };
 

@@ -39,7 +39,6 @@ struct replay_job {
 	bool wait;	/* for the prefetch, before the guest runs */
 	char *dir;	/* for all that is temporary; removed at the end; NULL: none so far */
 	char *template; /* the image's file */
-	bool own_template;
 	int signals; /* a signalfd: whoever interrupts us gets everything cleaned up */
 
 	struct cli_args api; /* names the server's run directory */
@@ -52,6 +51,24 @@ struct replay_job {
 	struct replay_done *done; /* RUNS of them */
 	unsigned done_count;
 };
+
+/* Whether the pages come from a faultline server that can be asked for things. */
+static inline bool replay_has_api(const struct replay_job *job)
+{
+	return job->source == SOURCE_OWN_SERVER || job->source == SOURCE_RUN_DIR;
+}
+
+/* ---- replay_options.c ---- */
+
+/* Fills what the command line says. Returns EXIT_OK, or another exit code after a message. */
+int replay_parse_options(struct replay_job *job);
+
+/* ---- replay_image.c ---- */
+
+/* Makes job->template, or takes the one that is given, and has it in the page cache unless it is to be cold. */
+int replay_prepare_image(struct replay_job *job, struct error *err);
+/* Puts it out of the page cache. -EBUSY with code not_cold where it stays there. */
+int replay_evict_image(const struct replay_job *job, struct error *err);
 
 /* ---- replay_server.c: the server's side ---- */
 

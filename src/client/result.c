@@ -15,12 +15,13 @@ static void make_one_line(char *text)
 
 int result_set(struct faultline_error *error, int result, int system_error, const char *remedy, const char *what, ...)
 {
+	va_list ap;
+	int length;
+
 	if (!error)
 		return result;
-
-	va_list ap;
 	va_start(ap, what);
-	int length = vsnprintf(error->what, sizeof error->what, what, ap);
+	length = vsnprintf(error->what, sizeof error->what, what, ap);
 	va_end(ap);
 	if (system_error && length >= 0 && (size_t)length < sizeof error->what) {
 		char reason[128];

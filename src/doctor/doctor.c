@@ -25,7 +25,9 @@
 #include "doctor/machine.h"
 
 /* Every probe ends by itself long before, even on an emulated machine; this is for kernels that let one hang. */
-#define ROW_TIMEOUT_NS (8 * NSEC_PER_SEC)
+#define ROW_TIMEOUT_NS (5 * NSEC_PER_SEC)
+/* Once one has hung, more of its kind are likely. */
+#define NEXT_TIMEOUT_NS NSEC_PER_SEC
 
 static const struct {
 	const char *title;
@@ -48,6 +50,7 @@ struct run {
 	const struct check **checks;
 	struct shared *shared;
 	size_t shared_size, count;
+	uint64_t row_timeout_ns;
 };
 
 const char *doctor_status_name(enum doctor_status status)
@@ -182,9 +185,9 @@ static _Noreturn void child_main(const struct run *run, int done_fd)
 /* ---- parent ---- */
 
 /* True: another row is done. False: the child has ended, or is over its time. */
-static bool await_row(int done_fd, bool *ret_hangs)
+static bool await_row(const struct run *run, int done_fd, bool *ret_hangs)
 {
-	uint64_t end = now_ns() + ROW_TIMEOUT_NS;
+	uint64_t end = now_ns() + run->row_timeout_ns;
 
 	for (;;) {
 		uint64_t now = now_ns();
@@ -205,7 +208,7 @@ static void say_killed(struct run *run, size_t row, int status, bool hangs)
 
 	if (hangs)
 		probe_missing(&probe, -ETIMEDOUT, "the probe did not come back within %llu s",
-			      (unsigned long long)(ROW_TIMEOUT_NS / NSEC_PER_SEC));
+			      (unsigned long long)(run->row_timeout_ns / NSEC_PER_SEC));
 	else if (WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS)
 		probe_missing(&probe, -EPERM, "the probe was killed by seccomp (SIGSYS)");
 	else if (WIFSIGNALED(status))
@@ -214,9 +217,13 @@ static void say_killed(struct run *run, size_t row, int status, bool hangs)
 	else
 		probe_missing(&probe, -ECHILD, "the probe ended before its time");
 	probe.result->killed = true;
+	if (probe.check->uses & DOCTOR_SERVING)
+		probe_cost(&probe, "the server makes the same calls, and would %s as well", hangs ? "hang" : "die");
 	if (!hangs && WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS)
 		probe_remedy(&probe, "allow its system calls in the seccomp filter of the container or the unit "
 				     "(docker: --security-opt seccomp=FILE; systemd: SystemCallFilter=)");
+	else
+		probe_remedy(&probe, "find out where: strace -f faultline doctor; the kernel's log (dmesg) may say why");
 	if (probe.check->clean_up)
 		probe.check->clean_up(&probe);
 }
@@ -238,7 +245,7 @@ static int run_child(struct run *run)
 		child_main(run, child_fd);
 	}
 	close(TAKE_FD(child_fd));
-	while (await_row(done_fd, &hangs))
+	while (await_row(run, done_fd, &hangs))
 		;
 	if (hangs)
 		kill(pid, SIGKILL);
@@ -248,6 +255,8 @@ static int run_child(struct run *run)
 		say_killed(run, run->shared->next, status, hangs);
 		run->shared->next++;
 	}
+	if (hangs)
+		run->row_timeout_ns = NEXT_TIMEOUT_NS;
 	return 0;
 }
 
@@ -311,7 +320,9 @@ static int run_all(struct run *run, struct doctor_report **ret)
 
 int doctor_run(const char *run_dir, struct doctor_report **ret, struct error *err)
 {
-	struct run run = { .probe = { .run_dir = run_dir, .doctor = getpid() }, .count = gather_checks(NULL) };
+	struct run run = { .probe = { .run_dir = run_dir, .doctor = getpid() },
+			   .count = gather_checks(NULL),
+			   .row_timeout_ns = ROW_TIMEOUT_NS };
 	_cleanup_free_ const struct check **checks = calloc(run.count, sizeof(void *));
 
 	run.checks = checks;

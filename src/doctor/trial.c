@@ -16,7 +16,7 @@
 #include "uffd/uffd.h"
 
 /* A fault takes microseconds; this only ends the wait for one that never comes. */
-#define FAULT_TIMEOUT_MS 2500
+#define FAULT_TIMEOUT_MS 2000
 
 int trial_open(uint64_t features, bool *ret_user_mode)
 {

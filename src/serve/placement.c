@@ -141,8 +141,8 @@ static bool weigh(struct placement *placement, struct place *place, const struct
 		faults += news.faults;
 		ticks += news.ticks;
 	}
-	/* The first look sees a whole life: faults of that kind are nearly all ours, CPU time is not. */
-	if (faults == 0 && (ticks == 0 || !place->threads))
+	/* The first look sees a whole life, and tells nothing of what is now. */
+	if (!place->threads || (faults == 0 && ticks == 0))
 		return false;
 
 	weights_fade(place->weights, placement->pager_count);
@@ -327,9 +327,13 @@ int placement_add(struct placement *placement, struct session *session)
 		place_free(place);
 		return r;
 	}
+	/* A first look at once, against which the first faults will stand out. */
 	pthread_mutex_lock(&placement->lock);
+	place->active_ns = now_ns();
 	place->next = placement->places;
 	placement->places = place;
+	placement->woken = true;
+	pthread_cond_signal(&placement->wanted);
 	pthread_mutex_unlock(&placement->lock);
 	return 0;
 }

@@ -11,7 +11,14 @@
 #include "base/cleanup.h"
 
 /* Fields of proc_pid_stat(5), counted from 1; the third follows the name, which may hold anything, a ")" too. */
-enum { FIELD_STATE = 3, FIELD_MAJFLT = 12, FIELD_UTIME = 14, FIELD_STIME = 15, FIELD_PROCESSOR = 39 };
+enum {
+	FIELD_STATE = 3,
+	FIELD_MINFLT = 10,
+	FIELD_MAJFLT = 12,
+	FIELD_UTIME = 14,
+	FIELD_STIME = 15,
+	FIELD_PROCESSOR = 39
+};
 
 int thread_stat_parse(const char *line, struct thread_stat *ret)
 {
@@ -31,7 +38,7 @@ int thread_stat_parse(const char *line, struct thread_stat *ret)
 	if (fields[FIELD_PROCESSOR] > INT_MAX)
 		return -EBADMSG;
 	*ret = (struct thread_stat){
-		.faults = fields[FIELD_MAJFLT],
+		.faults = fields[FIELD_MINFLT] + fields[FIELD_MAJFLT],
 		.ticks = fields[FIELD_UTIME] + fields[FIELD_STIME],
 		.cpu = (int)fields[FIELD_PROCESSOR],
 	};

@@ -5,9 +5,9 @@
 #include <sys/types.h>
 
 struct thread_stat {
-	uint64_t faults; /* that had to wait for somebody: the kernel counts one that a pager served as a major fault */
-	uint64_t ticks;	 /* of CPU time */
-	int cpu;	 /* where it ran last */
+	uint64_t faults; /* of all kinds: one that a pager served is a major fault up to Linux 6.5 or so, and a minor one since */
+	uint64_t ticks; /* of CPU time */
+	int cpu;	/* where it ran last */
 };
 
 /* 0, or negative errno: the thread has ended. */

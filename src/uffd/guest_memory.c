@@ -114,38 +114,38 @@ static struct uffd_result put_poison(struct guest_memory *memory, uint64_t addre
 	return uffd_poison(memory->fd, address, length);
 }
 
-/* The kernel says that a huge page is there, or that none is to be had. It may mean either by either: see huge.h. */
-static enum uffd_outcome judge_huge(const struct guest_memory *memory, uint64_t page, uint64_t address, uint64_t size)
+/* Whether a huge page is there, as far as can be told: where the VMM can't be looked into, one that was put in before is. */
+static bool seems_there(const struct guest_memory *memory, uint64_t page, uint64_t address)
 {
 	int present = huge_is_present(memory->pid, address);
 
-	if (present < 0)
-		present = page_states_get(memory->states, page) == PAGE_THERE || huge_page_to_be_had(size);
-	return present ? UFFD_PRESENT : UFFD_NO_MEMORY;
+	return present < 0 ? page_states_get(memory->states, page) == PAGE_THERE : present > 0;
 }
 
-/* A copy of DATA over a huge page's address has failed so. Tries it again before it gives up. */
+/*
+ * The kernel has said that a huge page is there, or that none is to be had. It may mean either by either (see huge.h): tries again, and
+ * then decides.
+ */
 static struct uffd_result put_huge_again(struct guest_memory *memory, uint64_t page, uint64_t address, uint64_t size,
 					 const void *data, put_fn put)
 {
 	const struct timespec pause = { .tv_nsec = HUGE_LOOK_NS };
 	uint64_t until = now_ns() + HUGE_WAIT_NS;
-	struct uffd_result r;
 
-	for (;;) {
-		if (huge_is_present(memory->pid, address) > 0)
-			return (struct uffd_result){ .outcome = UFFD_PRESENT, .error = -EEXIST };
+	while (!seems_there(memory, page, address)) {
 		huge_populate(data, size);
-		r = put(memory, address, data, size);
+		struct uffd_result r = put(memory, address, data, size);
 		if (r.outcome != UFFD_PRESENT && r.outcome != UFFD_NO_MEMORY)
 			return r;
-		if (now_ns() > until)
-			break;
+		if (now_ns() > until) {
+			bool unknown = huge_is_present(memory->pid, address) < 0;
+			if (unknown && huge_page_to_be_had(size))
+				break; /* it is not for want of one, then */
+			return (struct uffd_result){ .outcome = UFFD_NO_MEMORY, .error = -ENOMEM };
+		}
 		nanosleep(&pause, NULL);
 	}
-	r.outcome = judge_huge(memory, page, address, size);
-	r.error = r.outcome == UFFD_PRESENT ? -EEXIST : -ENOMEM;
-	return r;
+	return (struct uffd_result){ .outcome = UFFD_PRESENT, .error = -EEXIST };
 }
 
 /* Copies one huge page. Its source is mapped first, or the copy would take a second page of the pool for a moment: perhaps another's last. */

@@ -3,7 +3,7 @@
 
     seccomp_filter.py ANSWER SYSCALL[,SYSCALL...] COMMAND [ARGUMENT...]
 
-ANSWER is the name of an errno (EPERM, ENOSYS), kill-process or kill-thread; SYSCALL a name from the table below.
+ANSWER is the name of an errno (EPERM, ENOSYS), kill-process, kill-thread or hang; SYSCALL a name from the table below.
 """
 import ctypes
 import errno
@@ -22,7 +22,10 @@ SYSCALLS = {
 BPF_LD_W_ABS, BPF_JMP_JEQ_K, BPF_RET_K = 0x20, 0x15, 0x06
 SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO = 0x7FFF0000, 0x00050000
 SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_KILL_THREAD = 0x80000000, 0x00000000
-PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
+SECCOMP_RET_USER_NOTIF = 0x7FC00000
+SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}[platform.machine()]
+SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER = 1, 8
+PR_SET_NO_NEW_PRIVS = 38
 
 
 def answer_value(answer):
@@ -30,6 +33,8 @@ def answer_value(answer):
         return SECCOMP_RET_KILL_PROCESS
     if answer == "kill-thread":
         return SECCOMP_RET_KILL_THREAD
+    if answer == "hang":
+        return SECCOMP_RET_USER_NOTIF
     return SECCOMP_RET_ERRNO | getattr(errno, answer)
 
 
@@ -42,8 +47,14 @@ def install(answer, names):
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *row) for row in rows))
     program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(rows), ctypes.addressof(code)))
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0):
+    # Who listens is asked for the answer: the command inherits that, and never gives one.
+    listen = SECCOMP_FILTER_FLAG_NEW_LISTENER if answer == "hang" else 0
+    listener = libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or \
+        libc.syscall(SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, listen, program)
+    if listener < 0:
         sys.exit(f"no seccomp filter can be installed: {os.strerror(ctypes.get_errno())}")
+    if listen:
+        os.set_inheritable(listener, True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@
 #include "integration/harness/supplied.h"
 
 #define IMAGE_SIZE (1ul << 20)
+#define SLOW_SIZE  (32 * PAGE) /* each page of it takes its time */
 
 /* ---- servers of the parent's own ---- */
 
@@ -368,7 +369,7 @@ static void prefetched_body(struct client_self *self, void *data)
 	client_require(self, faultline_ready(client, &error) == FAULTLINE_OK, "%s", error.what);
 	struct vmm vmm;
 	vmm_init(&vmm, self, &scene->image);
-	vmm_adopt_region(&vmm, address, IMAGE_SIZE, 0, PAGE);
+	vmm_adopt_region(&vmm, address, SLOW_SIZE, 0, PAGE);
 	for (uint64_t page = 0; page < 8; page++)
 		client_require(self, vmm_is_present(&vmm, &vmm.regions[0], page * 3), "page %d is not there",
 			       (int)page * 3);
@@ -385,7 +386,7 @@ static void test_ready_and_prefetched(void **state)
 	char list[120];
 	struct scene scene = { 0 };
 
-	test_image_make(&scene.image, server->dir, "slow", IMAGE_SIZE);
+	test_image_make(&scene.image, server->dir, "slow", SLOW_SIZE);
 	template_add_inject(server, "slow", &scene.image, "delay=40ms");
 	for (uint64_t i = 0; i < 8; i++)
 		entries[i] = (struct list_entry){ 0, i * 3 * PAGE };

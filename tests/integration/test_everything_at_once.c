@@ -19,13 +19,14 @@
 #include "integration/harness/server.h"
 #include "uffd/abi.h"
 
-#define SMALL	     (HUGE / PAGE)
-#define IMAGE_SIZE   (16 * HUGE - 3 * PAGE - 77)
-#define THREADS	     4
-#define REGIONS	     5
-#define HOLEY	     4	/* the region that loses pages by munmap; the others move */
-#define BLOCK	     16 /* small pages that belong together to one thread */
-#define HUGE_NEEDED  10
+#define SMALL	   (HUGE / PAGE)
+#define IMAGE_SIZE (16 * HUGE - 3 * PAGE - 77)
+#define THREADS	   4
+#define REGIONS	   5
+#define HOLEY	   4  /* the region that loses pages by munmap; the others move */
+#define BLOCK	   16 /* small pages that belong together to one thread */
+/* For all regions, and what threads hold that are in the middle of reading or giving back a page that somebody else asks for anew. */
+#define HUGE_NEEDED  (10 + THREADS)
 #define LIST_ENTRIES 60
 
 enum { COUNT_ACTIONS, COUNT_MOVES, COUNT_REMOVALS, COUNT_UNMAPS };

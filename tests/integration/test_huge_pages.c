@@ -215,6 +215,8 @@ static void test_removed_pages_are_zero(void **state)
 	}
 }
 
+#define RACERS 4
+
 struct race {
 	uint64_t salt;
 	unsigned rounds;
@@ -231,9 +233,9 @@ static void race_thread(struct vmm *vmm, unsigned index, void *data)
 		uint64_t pages = vmm_pages(region) / SMALL, page = random_below(&random, pages);
 		uint64_t within = random_below(&random, SMALL);
 
-		if (page % 4 == index && random_below(&random, 3) == 0)
+		if (page % RACERS == index && random_below(&random, 3) == 0)
 			vmm_remove(vmm, region, page * SMALL, SMALL);
-		else if (page % 4 == index && random_below(&random, 4) == 0)
+		else if (page % RACERS == index && random_below(&random, 4) == 0)
 			vmm_write_page(vmm, region, page * SMALL + within);
 		vmm_check_page(vmm, region, page * SMALL + within);
 	}
@@ -250,7 +252,7 @@ static void race_body(struct client_self *self, void *data)
 		vmm_add_huge_region(&vmm, guest->kind, IMAGE_PAGES * HUGE, 0);
 	vmm_add_region(&vmm, 3 * HUGE, 0);
 	vmm_start(&vmm, guest->socket, guest->form);
-	vmm_threads(&vmm, 4, race_thread, &race);
+	vmm_threads(&vmm, RACERS, race_thread, &race);
 	vmm_check_all(&vmm);
 }
 
@@ -258,8 +260,8 @@ static void run_races(struct test_server *server, const char *inject, bool cold)
 {
 	struct guest guest = { 0 };
 
-	/* Exactly as many as are mapped: a page that is given back has to be there for the next fault. */
-	huge_pool_set_free(3 * IMAGE_PAGES);
+	/* As many as are mapped, and what threads hold that are in the middle of giving back a page that another asks for anew. */
+	huge_pool_set_free(3 * IMAGE_PAGES + RACERS);
 	set_scene(server, &guest, inject);
 	for (guest.salt = 0; guest.salt < 4; guest.salt++) {
 		char id[16];
@@ -270,7 +272,7 @@ static void run_races(struct test_server *server, const char *inject, bool cold)
 		snprintf(id, sizeof id, "race%u", (unsigned)guest.salt);
 		fork_create(server, "base", id, NULL, guest.socket);
 		client_join(client_start(id, race_body, &guest));
-		huge_pool_await_free(3 * IMAGE_PAGES);
+		huge_pool_await_free(3 * IMAGE_PAGES + RACERS);
 	}
 }
 

@@ -244,6 +244,8 @@ static void test_recorded_on_huge_pages(void **state)
 
 /* ---- removal against prefetch ---- */
 
+#define RACERS 2
+
 static void race_thread(struct vmm *vmm, unsigned index, void *data)
 {
 	struct random random = random_from(*(uint64_t *)data * 10 + index);
@@ -251,7 +253,7 @@ static void race_thread(struct vmm *vmm, unsigned index, void *data)
 	for (unsigned i = 0; !atomic_load(&vmm->stop) && i < 40; i++) {
 		uint64_t page = random_below(&random, IMAGE_PAGES), within = random_below(&random, SMALL);
 
-		if (page % 2 == index && random_below(&random, 4) == 0)
+		if (page % RACERS == index && random_below(&random, 4) == 0)
 			vmm_remove(vmm, &vmm->regions[0], page * SMALL, SMALL);
 		vmm_check_page(vmm, &vmm->regions[0], page * SMALL + within);
 	}
@@ -263,7 +265,7 @@ static void race_body(struct client_self *self, void *data)
 	struct vmm vmm;
 
 	start_vmm(&vmm, self, guest);
-	vmm_threads(&vmm, 2, race_thread, &guest->salt);
+	vmm_threads(&vmm, RACERS, race_thread, &guest->salt);
 	client_say(self, 'd');
 	client_hear(self, 'q');
 	vmm_check_all(&vmm);
@@ -291,7 +293,7 @@ static void run_races(struct test_server *server, struct guest *guest, unsigned 
 		fork_wait(server, id, "prefetched");
 		client_tell(client, 'q');
 		client_join(client);
-		huge_pool_await_free(IMAGE_PAGES);
+		huge_pool_await_free(IMAGE_PAGES + RACERS);
 	}
 }
 
@@ -299,7 +301,7 @@ static void test_removal_against_prefetch(void **state)
 {
 	struct guest guest = { 0 };
 
-	huge_pool_set_free(IMAGE_PAGES);
+	huge_pool_set_free(IMAGE_PAGES + RACERS);
 	set_scene(*state, &guest, NULL);
 	run_races(*state, &guest, scaled(40), false);
 }
@@ -308,7 +310,7 @@ static void test_removal_against_prefetch_from_disk(void **state)
 {
 	struct guest guest = { 0 };
 
-	huge_pool_set_free(IMAGE_PAGES);
+	huge_pool_set_free(IMAGE_PAGES + RACERS);
 	set_scene(*state, &guest, "delay=3ms");
 	run_races(*state, &guest, scaled(16), true);
 }

@@ -89,7 +89,8 @@ def check_markdown(docs, text):
                 assert synopsis.text in written, f"docs/cli.md, {command}: this synopsis is missing:\n    {synopsis.text}"
         for option in docs.options:
             if option.command == command and option.name not in COMMON:
-                assert f"--{option.name}" in section, f"docs/cli.md does not describe --{option.name} of {command}"
+                names = [f"--{option.name}"] + ([f"-{option.letter} "] if option.letter != "-" else [])
+                assert any(name in section for name in names), f"docs/cli.md does not describe --{option.name} of {command}"
         for name in re.findall(r"(?<![\w-])--([a-z][a-z-]*)", section):
             assert name in known, f"docs/cli.md, {command}: there is no option --{name}"
 

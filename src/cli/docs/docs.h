@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "cli/commands.h"
 
@@ -22,6 +23,14 @@ const struct cli_option *next_option(const struct cli_action *action, const stru
 static inline bool is_named(const struct cli_action *action)
 {
 	return action->name[0] != '\0';
+}
+
+/* The line after the one at TEXT; NULL: there is none. */
+static inline const char *next_line(const char *text)
+{
+	const char *end = strchr(text, '\n');
+
+	return end ? end + 1 : NULL;
 }
 
 /* What shells offer for an option's value, and for the argument at INDEX; see cli_completion. */

@@ -82,6 +82,12 @@ static int write_all(const char *dir)
 /* As docs/cli.md has it: without the options that are common to all actions. */
 static void print_synopsis(const struct cli_command *command, const struct cli_action *action)
 {
+	for (const char *line = action->synopsis; line; line = next_line(line))
+		printf("synopsis\t%s\t%s\tfaultline %s%s%s %.*s\n", command->name, is_named(action) ? action->name : "-",
+		       command->name, is_named(action) ? " " : "", action->name, (int)strcspn(line, "\n"), line);
+	if (action->synopsis)
+		return;
+
 	printf("synopsis\t%s\t%s\tfaultline %s%s%s%s%s", command->name, is_named(action) ? action->name : "-",
 	       command->name, is_named(action) ? " " : "", action->name, action->arguments[0] ? " " : "",
 	       action->arguments);

@@ -190,7 +190,7 @@ static void put_section(FILE *out, const char *title, const char *text)
 
 /* ---- synopsis ---- */
 
-static void put_synopsis(FILE *out, const struct cli_command *command, const struct cli_action *action)
+static void put_name(FILE *out, const struct cli_command *command, const struct cli_action *action)
 {
 	fputs(".SY faultline\n\\fB", out);
 	put_literal(out, command->name);
@@ -199,6 +199,37 @@ static void put_synopsis(FILE *out, const struct cli_command *command, const str
 		put_literal(out, action->name);
 	}
 	fputs("\\fP\n", out);
+}
+
+/* LINE as its author wrote it: options bold, and what is in capitals in italics. */
+static void put_written_synopsis(FILE *out, const char *line)
+{
+	while (*line && *line != '\n') {
+		size_t n = strcspn(line, " |[]\n");
+		bool is_option = n > 2 && line[0] == '-', is_value = n > 0 && isupper((unsigned char)line[0]);
+
+		if (n > 0)
+			fputs(is_option ? "\\fB" : is_value ? "\\fI" : "\\fR", out);
+		put_escaped(out, line, n);
+		if (n > 0)
+			fputs("\\fP", out);
+		line += n;
+		for (; *line && strchr(" |[]", *line); line++)
+			fputc(*line, out);
+	}
+	fputc('\n', out);
+}
+
+static void put_synopsis(FILE *out, const struct cli_command *command, const struct cli_action *action)
+{
+	for (const char *line = action->synopsis; line; line = next_line(line)) {
+		put_name(out, command, action);
+		put_written_synopsis(out, line);
+		fputs(".YS\n", out);
+	}
+	if (action->synopsis)
+		return;
+	put_name(out, command, action);
 
 	const char *arguments = action->arguments;
 	char word[WORD_MAX];
