@@ -28,7 +28,9 @@ static int read_by_ring(struct io_uring *ring, int file)
 	int r = io_uring_submit(ring);
 	if (r < 0)
 		return r;
-	r = io_uring_wait_cqe_timeout(ring, &cqe, &limit);
+	do
+		r = io_uring_wait_cqe_timeout(ring, &cqe, &limit);
+	while (r == -EINTR);
 	if (r < 0)
 		return r;
 	r = cqe->res;

@@ -75,17 +75,28 @@ static int make_memory(struct vm *vm)
 	return uffd_register_missing(vm->uffd, (uintptr_t)vm->memory, MEMORY);
 }
 
+/* Making a VM is interrupted by what is no signal of ours: work that a ring of io_uring has left to this process is enough. */
+static int make_object(int fd, unsigned long request)
+{
+	int r;
+
+	do
+		r = ioctl(fd, request, 0);
+	while (r < 0 && errno == EINTR);
+	return r;
+}
+
 static int make_vm(struct vm *vm)
 {
 	struct kvm_userspace_memory_region region = { .memory_size = MEMORY, .userspace_addr = (uintptr_t)vm->memory };
 
-	vm->vm = ioctl(vm->device, KVM_CREATE_VM, 0);
+	vm->vm = make_object(vm->device, KVM_CREATE_VM);
 	if (vm->vm < 0)
 		return -errno;
 	ioctl(vm->vm, KVM_SET_TSS_ADDR, TSS_ADDRESS);
 	if (ioctl(vm->vm, KVM_SET_USER_MEMORY_REGION, &region) < 0)
 		return -errno;
-	vm->vcpu = ioctl(vm->vm, KVM_CREATE_VCPU, 0);
+	vm->vcpu = make_object(vm->vm, KVM_CREATE_VCPU);
 	int size = ioctl(vm->device, KVM_GET_VCPU_MMAP_SIZE, 0);
 	if (vm->vcpu < 0 || size < (int)sizeof *vm->run)
 		return -errno ?: -EPROTO;

@@ -36,8 +36,12 @@ static const char *stop_by_pidfd(pid_t pid, int *ret_error)
 		*ret_error = -errno;
 		return "pidfd_send_signal";
 	}
-	if (poll(&poll_fd, 1, 1000) != 1) {
-		*ret_error = -ETIMEDOUT;
+	int n;
+	do
+		n = poll(&poll_fd, 1, 1000);
+	while (n < 0 && errno == EINTR);
+	if (n != 1) {
+		*ret_error = n < 0 ? -errno : -ETIMEDOUT;
 		return "poll on a pidfd";
 	}
 	return NULL;

@@ -123,7 +123,8 @@ void serve_fault(struct watcher *w, uint64_t fault_address, uint64_t read_ns)
 	const struct map_piece *piece = address_map_find(&memory->map, fault_address);
 
 	if (!piece) {
-		stray(s, fault_address, pager->host_page_size);
+		if (!memory->forgotten)
+			stray(s, fault_address, pager->host_page_size);
 		return;
 	}
 

@@ -65,6 +65,7 @@ void guest_memory_forget(struct guest_memory *memory)
 	gate_enter_alone(&memory->gate);
 	memory->map.count = 0;
 	memory->fixed_map = false;
+	memory->forgotten = true;
 	gate_leave_alone(&memory->gate);
 }
 
@@ -165,6 +166,10 @@ static struct supply put_pages(struct guest_memory *memory, uint64_t page, uint6
 	struct supply supply = { .outcome = SUPPLY_DONE };
 	const struct map_piece *piece = guest_memory_piece(memory, page);
 
+	if (!piece && memory->forgotten) {
+		supply.outcome = SUPPLY_GONE;
+		return supply;
+	}
 	if (!piece) {
 		supply.skipped = count;
 		return supply;

@@ -28,6 +28,7 @@ struct guest_memory {
 	struct gate gate;
 	struct address_map map; /* changed with the gate held exclusively */
 	bool fixed_map;		/* the map is as at the handshake: pages are found without a search */
+	bool forgotten;		/* the map is empty, as the VM has ended */
 
 	_Atomic uint64_t removed_pages;
 	_Atomic uint64_t demands; /* goes up with every batch of demand faults: prefetch takes smaller steps beside them */

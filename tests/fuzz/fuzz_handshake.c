@@ -47,18 +47,13 @@ static void counting_free(void *data)
 
 /* ---- promises ---- */
 
-static bool is_last_word(enum handshake_progress progress)
-{
-	return progress == HANDSHAKE_MALFORMED;
-}
-
 static enum handshake_progress scan_in_pieces(const char *text, size_t size, uint8_t pattern)
 {
 	struct handshake_scan scan = { 0 };
 	enum handshake_progress progress = handshake_scan(&scan, text, 0);
 	uint32_t random = pattern;
 
-	for (size_t at = 0; at < size && !is_last_word(progress);) {
+	for (size_t at = 0; at < size && progress != HANDSHAKE_MALFORMED;) {
 		random = random * 1664525 + 1013904223;
 		size_t length = 1 + (random >> 16) % (1 + (pattern & 63));
 		if (length > size - at)

@@ -277,6 +277,37 @@ static void test_talk_after_the_handshake(void **state)
 	close(uffd);
 }
 
+static void clinging_body(struct client_self *self, void *data)
+{
+	struct scene *scene = data;
+	struct faultline_error error;
+	char *address, *own = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct faultline_client *client = supplied_new(self, scene, &address);
+
+	require_result(self, faultline_add(client, own, PAGE, 0, PAGE, &error), FAULTLINE_OK);
+	client_require(self, faultline_connect(client, scene->socket, -1, 0, &error) == FAULTLINE_OK, "%s", error.what);
+	require_error(self, faultline_close(&client, &error), FAULTLINE_TIMED_OUT, &error, "not answered");
+	client_require(self, !client, "the pointer was left");
+	client_require(self, is_inaccessible(address) && is_inaccessible(own), "it can still be touched");
+	/* The addresses stay taken. */
+	void *there = mmap(address, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	client_require(self, there == MAP_FAILED && errno == EEXIST, "its addresses are free");
+}
+
+/* Takes as long as faultline_close waits. */
+static void test_a_server_that_does_not_let_go(void **state)
+{
+	struct scene scene = scene_new(*state, IMAGE_SIZE);
+	_cleanup_close_ int listener = scene_listen(*state, &scene);
+	int uffd;
+
+	struct client *client = client_start("clinging", clinging_body, &scene);
+	_cleanup_close_ int connection = take_handshake(listener, &uffd);
+	say_line(connection, "ok connected\n");
+	client_join(client);
+	close(uffd);
+}
+
 /* ---- the real server ---- */
 
 static void refused_body(struct client_self *self, void *data)
@@ -436,10 +467,11 @@ static void test_no_prefetch_or_a_failed_one(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		SERVED(test_answers_to_the_handshake),	SERVED(test_a_socket_that_nobody_accepts_at),
-		SERVED(test_servers_that_never_answer), SERVED(test_talk_after_the_handshake),
-		SERVED(test_refused_by_the_server),	SERVED(test_server_killed_after_the_handshake),
-		SERVED(test_ready_and_prefetched),	SERVED(test_no_prefetch_or_a_failed_one),
+		SERVED(test_answers_to_the_handshake),		SERVED(test_a_socket_that_nobody_accepts_at),
+		SERVED(test_servers_that_never_answer),		SERVED(test_talk_after_the_handshake),
+		SERVED(test_a_server_that_does_not_let_go),	SERVED(test_refused_by_the_server),
+		SERVED(test_server_killed_after_the_handshake), SERVED(test_ready_and_prefetched),
+		SERVED(test_no_prefetch_or_a_failed_one),
 	};
 
 	return harness_run(tests);

@@ -280,12 +280,18 @@ static void thread_body(struct vmm *vmm, unsigned index, void *data)
 	}
 }
 
-static void check_all(struct vmm *vmm)
+static void check_part(struct vmm *vmm, unsigned index, void *data)
 {
+	(void)data;
 	for (unsigned i = 0; i < vmm->region_count; i++)
-		for (uint64_t page = 0; page < vmm_pages(&vmm->regions[i]); page++)
+		for (uint64_t page = index; page < vmm_pages(&vmm->regions[i]); page += THREADS)
 			if (is_mapped(&vmm->regions[i], page))
 				vmm_check_page(vmm, &vmm->regions[i], page);
+}
+
+static void check_all(struct vmm *vmm)
+{
+	vmm_threads(vmm, THREADS, check_part, NULL);
 }
 
 static void guest_body(struct client_self *self, void *data)
@@ -393,7 +399,7 @@ static void test_and_memory_that_moves(void **state)
 
 static void test_and_a_slow_image(void **state)
 {
-	run_guests(*state, "delay=1ms", true, scaled(2));
+	run_guests(*state, "delay=200us", true, scaled(2));
 }
 
 int main(void)

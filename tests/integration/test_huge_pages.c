@@ -26,6 +26,7 @@ struct guest {
 	uint64_t salt;
 	uint64_t bad; /* a huge page that can't be read */
 	bool mixed;
+	unsigned rounds;
 };
 
 static void set_scene(struct test_server *server, struct guest *guest, const char *inject)
@@ -120,27 +121,36 @@ static void test_faults_on_a_slow_image(void **state)
 }
 
 /* More reads of huge pages than are under way at once. */
+#define MANY 10u
+
+static void touch_one(struct vmm *vmm, unsigned index, void *data)
+{
+	(void)data;
+	vmm_check_page(vmm, &vmm->regions[index / IMAGE_PAGES], index % IMAGE_PAGES * SMALL + index);
+}
+
 static void many_body(struct client_self *self, void *data)
 {
 	struct guest *guest = data;
 	struct vmm vmm;
 
 	vmm_init(&vmm, self, &guest->image);
-	for (unsigned i = 0; i < 10; i++)
+	for (unsigned i = 0; i < MANY; i++)
 		vmm_add_huge_region(&vmm, HUGE_ANONYMOUS, IMAGE_PAGES * HUGE, 0);
 	vmm_start(&vmm, guest->socket, guest->form);
-	vmm_check_all_shuffled(&vmm, 40, 1);
+	vmm_threads(&vmm, MANY * IMAGE_PAGES, touch_one, NULL);
+	vmm_check_all(&vmm);
 }
 
 static void test_many_reads_at_once(void **state)
 {
 	struct guest guest = { 0 };
 
-	huge_pool_set_free(10 * IMAGE_PAGES);
+	huge_pool_set_free(MANY * IMAGE_PAGES);
 	set_scene(*state, &guest, "delay=100ms");
 	fork_create(*state, "base", "many", NULL, guest.socket);
 	client_join(client_start("many", many_body, &guest));
-	assert_int_equal(fork_number(*state, "many", "copied_pages"), 10 * IMAGE_PAGES);
+	assert_int_equal(fork_number(*state, "many", "copied_pages"), MANY * IMAGE_PAGES);
 	/* Buffers for these reads don't stay. */
 	assert_true(test_server_memory(*state) < (under_sanitizer() ? 1024ul : 64ul) << 20);
 }
@@ -244,7 +254,7 @@ static void race_thread(struct vmm *vmm, unsigned index, void *data)
 static void race_body(struct client_self *self, void *data)
 {
 	struct guest *guest = data;
-	struct race race = { .salt = guest->salt, .rounds = scaled(400) };
+	struct race race = { .salt = guest->salt, .rounds = guest->rounds };
 	struct vmm vmm;
 
 	vmm_init(&vmm, self, &guest->image);
@@ -256,7 +266,7 @@ static void race_body(struct client_self *self, void *data)
 	vmm_check_all(&vmm);
 }
 
-static void run_races(struct test_server *server, const char *inject, bool cold)
+static void run_races(struct test_server *server, const char *inject, unsigned rounds)
 {
 	struct guest guest = { 0 };
 
@@ -266,8 +276,9 @@ static void run_races(struct test_server *server, const char *inject, bool cold)
 	for (guest.salt = 0; guest.salt < 4; guest.salt++) {
 		char id[16];
 
-		if (cold)
+		if (inject)
 			test_image_evict(&guest.image);
+		guest.rounds = rounds;
 		guest.kind = guest.salt & 1 ? HUGE_MEMFD : HUGE_ANONYMOUS;
 		snprintf(id, sizeof id, "race%u", (unsigned)guest.salt);
 		fork_create(server, "base", id, NULL, guest.socket);
@@ -278,12 +289,12 @@ static void run_races(struct test_server *server, const char *inject, bool cold)
 
 static void test_removal_against_faults(void **state)
 {
-	run_races(*state, NULL, false);
+	run_races(*state, NULL, scaled(400));
 }
 
 static void test_removal_against_reads_under_way(void **state)
 {
-	run_races(*state, "delay=2ms", true);
+	run_races(*state, "delay=1ms", scaled(120));
 }
 
 /* ---- images that fail ---- */

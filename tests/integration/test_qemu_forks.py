@@ -163,7 +163,7 @@ class Fallback(unittest.TestCase):
             vm.resume(template.state)
             self.assertEqual(vm.ask("checksum"), template.guest.checksum)
             self.assertEqual(vm.ask("answer 5"), f"5 {answer.answer(5)}")
-            self.assertIn(f"faultline-preload: {missing}: No such file or directory", vm.said())
+            self.assertIn(f"faultline-preload: No page server listens at {missing} (No such file or directory)", vm.said())
         self.assertTrue(template.intact())
 
 
