@@ -39,7 +39,7 @@ struct replay_job {
 	bool wait;	/* for the prefetch, before the guest runs */
 	char *dir;	/* for all that is temporary; removed at the end; NULL: none so far */
 	char *template; /* the image's file */
-	int signals; /* a signalfd: whoever interrupts us gets everything cleaned up */
+	int signals;	/* a signalfd: whoever interrupts us gets everything cleaned up */
 
 	struct cli_args api; /* names the server's run directory */
 	char *run_dir;

@@ -146,8 +146,8 @@ const struct cli_command serve_command = {
 		"Each fork has a socket of its own, which 'faultline fork create' prints. A VMM that connects there hands over its "
 		"memory regions and a userfaultfd; from then on the server supplies each page of the guest's memory when the "
 		"guest first touches it, or before.\n\n"
-		"The server needs userfaultfd for faults of the kernel's: root, CAP_SYS_PTRACE, access to /dev/userfaultfd, or "
-		"vm.unprivileged_userfaultfd=1. It raises its limit on open files to what the administrator allows.\n\n"
+		"The server needs userfaultfd, best for faults of the kernel's too (KVM has those): root, CAP_SYS_PTRACE, access to "
+		"/dev/userfaultfd, or vm.unprivileged_userfaultfd=1; 'faultline doctor' says which it has. It raises its limit on open files to what the administrator allows.\n\n"
 		"When it stops, requests that wait are answered with shutting_down. Templates are remembered in the run "
 		"directory; forks are not.",
 	.examples = "Serve in a directory of one's own, with pagers on two CPUs:\n\n"

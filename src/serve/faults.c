@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "prefetch/from_image.h"
 #include "serve/pager_internal.h"
+#include "uffd/huge.h"
 
 /* Faults outside a fork's regions without an event that would explain them. A page that moves gives a few. */
 #define STRAYS_MAX 1000
@@ -87,10 +88,10 @@ void settle(struct watcher *w, struct session *s, uint64_t page, uint64_t addres
 		return;
 	case SUPPLY_NO_MEMORY: {
 		const struct region *region = regions_of_page(s->memory->regions, s->memory->region_count, page);
-		session_stop_vmm(s, "no memory for a page of %" PRIu64 " bytes: %s", region->page_size,
-				 region->page_size > (uint64_t)sysconf(_SC_PAGESIZE)
-					 ? "the hugetlbfs pool is empty: raise vm.nr_hugepages"
-					 : "raise the memory limit of its cgroup, or free memory");
+		char why[200];
+
+		describe_no_memory(region->page_size, why, sizeof why);
+		session_stop_vmm(s, "%s", why);
 		return;
 	}
 	default:

@@ -11,6 +11,8 @@
 
 /* Reads of pages that are not in memory, under way at once in one pager: enough to keep a fast disk busy. */
 #define SLOW_FAULTS_MAX 128
+/* And so much memory for their buffers: 16 huge pages keep a disk as busy, and 128 would take 256 MiB. */
+#define SLOW_BYTES_MAX (32u << 20)
 
 /* Largest page served. */
 #define BUFFER_SIZE (2u << 20)
@@ -37,6 +39,7 @@ struct pager {
 	uint64_t retry_ns;
 
 	unsigned slow_count;				      /* under way */
+	size_t slow_bytes;				      /* of their buffers */
 	struct slow_fault *slow_waiting, **slow_waiting_tail; /* more than the device may be asked for at once */
 	struct slow_fault *slow_free;			      /* with buffers of one small page */
 

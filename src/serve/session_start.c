@@ -47,24 +47,48 @@ static bool events_wait(int uffd)
 	return poll(&poll_fd, 1, 1) > 0 && (poll_fd.revents & POLLIN);
 }
 
+/* A mapping of other pages than the peer says can't be served: a page would be supplied in part, or over its neighbours. */
+static int check_page_size(int uffd, const struct region *region, size_t index, struct error *err)
+{
+	int r = uffd_has_page_size(uffd, region->address, region->size, region->page_size);
+
+	if (r == 0)
+		return error_set(err, -EINVAL, "bad_region",
+				 "region %zu: the memory at 0x%" PRIx64 " does not have pages of %" PRIu64
+				 " bytes, as the handshake says: page_size must be that of its mapping, 2097152 on hugetlbfs with pages "
+				 "of 2 MiB, %ld elsewhere",
+				 index, region->address, region->page_size, sysconf(_SC_PAGESIZE));
+	return r < 0 ? error_set(err, r, "bad_peer", "the userfaultfd can't be used: %s", strerror(-r)) : 0;
+}
+
 /* The peer's registration, completed where it has left that to us: hypeman does, Firecracker does not. */
+static int register_region(int uffd, bool negotiated_now, const struct region *region, size_t index, struct error *err)
+{
+	if (!negotiated_now) {
+		int registered = uffd_is_registered(uffd, region->address, region->page_size);
+		if (registered > 0 || (registered == 0 && events_wait(uffd)))
+			return 0;
+		if (registered == -ESRCH)
+			return error_set(err, -ESRCH, "bad_peer",
+					 "the process whose memory the userfaultfd is for has ended");
+	}
+	int r = uffd_register_missing(uffd, region->address, region->size);
+	if (r < 0)
+		return error_set(err, r, "bad_region",
+				 "region %zu: no memory that userfaultfd can serve is mapped at 0x%" PRIx64
+				 ", size 0x%" PRIx64 ", page size %" PRIu64 ": %s",
+				 index, region->address, region->size, region->page_size, strerror(-r));
+	return 0;
+}
+
 static int register_regions(int uffd, bool negotiated_now, const struct region *regions, size_t count, struct error *err)
 {
 	for (size_t i = 0; i < count; i++) {
-		if (!negotiated_now) {
-			int registered = uffd_is_registered(uffd, regions[i].address, regions[i].page_size);
-			if (registered > 0 || (registered == 0 && events_wait(uffd)))
-				continue;
-			if (registered == -ESRCH)
-				return error_set(err, -ESRCH, "bad_peer",
-						 "the process whose memory the userfaultfd is for has ended");
-		}
-		int r = uffd_register_missing(uffd, regions[i].address, regions[i].size);
+		int r = register_region(uffd, negotiated_now, &regions[i], i, err);
+		if (r == 0)
+			r = check_page_size(uffd, &regions[i], i, err);
 		if (r < 0)
-			return error_set(err, r, "bad_region",
-					 "region %zu: no memory that userfaultfd can serve is mapped at 0x%" PRIx64
-					 ", size 0x%" PRIx64 ", page size %" PRIu64 ": %s",
-					 i, regions[i].address, regions[i].size, regions[i].page_size, strerror(-r));
+			return r;
 	}
 	return 0;
 }
@@ -144,6 +168,7 @@ static int start(struct server *server, struct fork *fork, struct peer *peer, st
 		return error_set(err, r, "io_error", "out of memory");
 	peer->uffd = -1;
 	handshake->regions = NULL;
+	memory->pid = peer->pid;
 
 	r = session_new(fork->id, peer->pid, pidfd, memory, fork->template, fork->record, &fork->session);
 	if (r < 0) {

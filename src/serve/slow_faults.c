@@ -30,11 +30,6 @@ static struct slow_fault *slow_new(struct pager *pager, size_t size)
 		return NULL;
 	slow->pager = pager;
 	slow->buffer_size = size;
-	slow->read.buffer = aligned_alloc(4096, size);
-	if (!slow->read.buffer) {
-		free(slow);
-		return NULL;
-	}
 	return slow;
 }
 
@@ -49,7 +44,50 @@ static void slow_release(struct pager *pager, struct slow_fault *slow)
 	free(slow);
 }
 
-static void slow_start(struct pager *pager, struct slow_fault *slow)
+/* Whether SLOW may be under way with the others. Those that have to wait hold no buffer. */
+static bool has_room(const struct pager *pager, const struct slow_fault *slow)
+{
+	return pager->slow_count < SLOW_FAULTS_MAX &&
+	       (pager->slow_count == 0 || pager->slow_bytes + slow->buffer_size <= SLOW_BYTES_MAX);
+}
+
+static int submit(struct pager *pager, struct slow_fault *slow)
+{
+	if (!slow->read.buffer)
+		slow->read.buffer = aligned_alloc(4096, slow->buffer_size);
+	return slow->read.buffer ? source_submit(slow->session->template->source, pager->io, &slow->read) : -ENOMEM;
+}
+
+static void slow_release_room(struct pager *pager, struct slow_fault *slow)
+{
+	pager->slow_count--;
+	pager->slow_bytes -= slow->buffer_size;
+}
+
+/* The bytes have come, or RESULT says why not. The gate is held shared. */
+static void resolve(struct slow_fault *slow, int result, enum wake wake)
+{
+	struct session *s = slow->session;
+	const struct map_piece *piece = guest_memory_piece(s->memory, slow->page);
+
+	if (session_ended(s) || !piece) {
+		page_states_change(s->memory->states, slow->page, PAGE_COMING, PAGE_ABSENT);
+	} else if (page_states_get(s->memory->states, slow->page) == PAGE_REMOVED) {
+		supply_zero(NULL, s, slow->page, piece_address(piece, slow->page), slow->read_ns);
+	} else if (result == -ENOMEM) {
+		/* Ours, not the image's: who waits faults again. */
+		page_states_change(s->memory->states, slow->page, PAGE_COMING, PAGE_ABSENT);
+		guest_memory_wake(s->memory, slow->page, 1);
+	} else if (result < 0) {
+		poison(NULL, s, slow->page, slow->read_ns, result);
+	} else {
+		struct supply supply = guest_memory_supply(s->memory, slow->page, 1, slow->read.buffer, wake);
+		settle(NULL, s, slow->page, piece_address(piece, slow->page), slow->read_ns, false, &supply);
+	}
+}
+
+/* Takes up room. A negative errno gives it back, and then nothing is under way. */
+static int slow_start(struct pager *pager, struct slow_fault *slow)
 {
 	const struct guest_memory *memory = slow->session->memory;
 	const struct region *region = regions_of_page(memory->regions, memory->region_count, slow->page);
@@ -57,48 +95,49 @@ static void slow_start(struct pager *pager, struct slow_fault *slow)
 	slow->read.offset = region->offset + (slow->page - region->first_page) * region->page_size;
 	slow->read.length = region->page_size;
 	slow->read.done = slow_done;
-	slow->next = NULL;
-	if (pager->slow_count < SLOW_FAULTS_MAX) {
-		pager->slow_count++;
-		int r = source_submit(slow->session->template->source, pager->io, &slow->read);
-		if (r < 0) {
-			slow->read.done(&slow->read, r);
-		}
-		return;
+	pager->slow_count++;
+	pager->slow_bytes += slow->buffer_size;
+	int r = submit(pager, slow);
+	if (r < 0)
+		slow_release_room(pager, slow);
+	return r;
+}
+
+/* Who waited is let run once the gate has been left, as another pager may want it. */
+static void finish(struct pager *pager, struct slow_fault *slow, int result)
+{
+	struct session *s = slow->session;
+	uint64_t address = 0, size = 0;
+
+	guest_memory_enter(s->memory);
+	resolve(slow, result, WAKE_LATER);
+	const struct map_piece *piece = guest_memory_piece(s->memory, slow->page);
+	if (piece) {
+		address = piece_address(piece, slow->page);
+		size = piece->page_size;
 	}
-	*pager->slow_waiting_tail = slow;
-	pager->slow_waiting_tail = &slow->next;
+	guest_memory_leave(s->memory);
+	if (size > 0)
+		uffd_wake(s->memory->fd, address, size);
+	slow_release(pager, slow);
+	session_unuse(s);
 }
 
 static void slow_done(struct io_read *read, int result)
 {
 	struct slow_fault *slow = (struct slow_fault *)read;
 	struct pager *pager = slow->pager;
-	struct session *s = slow->session;
 
-	guest_memory_enter(s->memory);
-	const struct map_piece *piece = guest_memory_piece(s->memory, slow->page);
-	if (session_ended(s) || !piece) {
-		page_states_change(s->memory->states, slow->page, PAGE_COMING, PAGE_ABSENT);
-	} else if (page_states_get(s->memory->states, slow->page) == PAGE_REMOVED) {
-		supply_zero(NULL, s, slow->page, piece_address(piece, slow->page), slow->read_ns);
-	} else if (result < 0) {
-		poison(NULL, s, slow->page, slow->read_ns, result);
-	} else {
-		struct supply supply = guest_memory_supply(s->memory, slow->page, 1, read->buffer, WAKE_NOW);
-		settle(NULL, s, slow->page, piece_address(piece, slow->page), slow->read_ns, false, &supply);
-	}
-	guest_memory_leave(s->memory);
-
-	slow_release(pager, slow);
-	session_unuse(s);
-	pager->slow_count--;
-	if (pager->slow_waiting) {
+	slow_release_room(pager, slow);
+	finish(pager, slow, result);
+	while (pager->slow_waiting && has_room(pager, pager->slow_waiting)) {
 		struct slow_fault *next = pager->slow_waiting;
 		pager->slow_waiting = next->next;
 		if (!pager->slow_waiting)
 			pager->slow_waiting_tail = &pager->slow_waiting;
-		slow_start(pager, next);
+		int r = slow_start(pager, next);
+		if (r < 0)
+			finish(pager, next, r);
 	}
 }
 
@@ -122,7 +161,18 @@ void fetch(struct watcher *w, uint64_t page, uint64_t address, uint64_t read_ns,
 	slow->page = page;
 	slow->read_ns = read_ns;
 	bump(&s->slow);
-	slow_start(pager, slow);
+	if (pager->slow_waiting || !has_room(pager, slow)) {
+		slow->next = NULL;
+		*pager->slow_waiting_tail = slow;
+		pager->slow_waiting_tail = &slow->next;
+		return;
+	}
+	int r = slow_start(pager, slow);
+	if (r < 0) {
+		resolve(slow, r, WAKE_NOW); /* the gate is held already */
+		slow_release(pager, slow);
+		session_unuse(s); /* not the last use: the watcher has one */
+	}
 }
 
 void slow_faults_free(struct pager *pager)

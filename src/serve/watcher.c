@@ -157,7 +157,11 @@ static void refuse_child(struct session *s, int child)
 
 static void end_session(struct session *s, int error)
 {
-	if (session_end(s) && error != -ESRCH)
+	if (!session_end(s) || error == -ESRCH)
+		return;
+	if (error == -EOPNOTSUPP)
+		session_stop_vmm(s, "it gave back a part of a huge page that was not there yet: give back whole pages");
+	else
 		session_stop_vmm(s, "its userfaultfd cannot be read: %s", strerror(-error));
 }
 

@@ -10,6 +10,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -482,6 +483,57 @@ static void test_no_events_negotiated(void **state)
 	run(*state, &scene, "base", "none", no_events_body);
 }
 
+/* ---- threads that wait for a page where it no longer is ---- */
+
+static void *read_by_kernel(void *address)
+{
+	char bytes[8];
+	struct iovec local = { bytes, sizeof bytes }, remote = { address, sizeof bytes };
+
+	/* A system call: at the old address it fails, where an access of its own would end the process. */
+	process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
+	return NULL;
+}
+
+static void left_behind_body(struct client_self *self, void *data)
+{
+	struct scene *scene = data;
+	pthread_t moving, going;
+	struct vmm vmm;
+
+	start_vmm(&vmm, self, scene);
+	struct vmm_region *region = &vmm.regions[0];
+	char *to = reserve(&vmm, 16);
+
+	client_require(self, pthread_create(&moving, NULL, read_by_kernel, region->address + 3 * PAGE) == 0,
+		       "no thread");
+	client_require(self, pthread_create(&going, NULL, read_by_kernel, region->address + 33 * PAGE) == 0,
+		       "no thread");
+	vmm_await_waiters(&vmm, 2);
+	client_require(self,
+		       mremap(region->address, 16 * PAGE, 16 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to &&
+			       munmap(region->address + 32 * PAGE, 16 * PAGE) == 0,
+		       "mremap or munmap: %s", strerror(errno));
+	/* No copy will wake them where they sleep: what has gone from there must. */
+	pthread_join(moving, NULL);
+	pthread_join(going, NULL);
+	struct vmm_region there = moved(region, to);
+	check_range(&vmm, &there, 0, 5);
+	check_range(&vmm, region, 30, 32);
+	check_range(&vmm, region, 48, 50);
+}
+
+static void test_waiting_where_memory_was(void **state)
+{
+	struct test_server *server = *state;
+	struct scene scene;
+
+	set_scene(server, &scene, ALL_EVENTS);
+	template_add_inject(server, "slower", &scene.image, "delay=50ms");
+	fork_create(server, "slower", "left", NULL, scene.socket);
+	client_join(client_start("left", left_behind_body, &scene));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -495,6 +547,7 @@ int main(void)
 		SERVED(test_fork_of_the_vmm),
 		SERVED(test_userfaultfd_made_blocking_again),
 		SERVED(test_no_events_negotiated),
+		SERVED(test_waiting_where_memory_was),
 	};
 
 	return harness_run(tests);
