@@ -22,7 +22,8 @@ int supply_from_image(struct guest_memory *memory, struct source *source, struct
 		return 0;
 	}
 	*ret = guest_memory_supply(memory, page, count, bytes, WAKE_LATER);
-	if (ret->copied == 0)
+	/* One that was there may be another thread's copy of this moment, no better known to be right than ours. */
+	if (ret->copied + ret->present == 0)
 		return 0;
 	if (!source_intact(source, size, offset))
 		return -ESTALE;

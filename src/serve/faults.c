@@ -13,6 +13,9 @@
 /* Faults outside a fork's regions without an event that would explain them. A page that moves gives a few. */
 #define STRAYS_MAX 1000
 
+/* From a copy to knowing that it was right takes a system call: a microsecond, or as long as a thread may be kept from its CPU. */
+#define PROOF_NS (20 * NSEC_PER_MSEC)
+
 /* Later, once the guest's map has stopped changing. */
 static void try_again(struct watcher *w, struct session *s, uint64_t address, uint64_t read_ns)
 {
@@ -25,10 +28,16 @@ static void try_again(struct watcher *w, struct session *s, uint64_t address, ui
 		uffd_wake(s->memory->fd, address & ~(piece->page_size - 1), piece->page_size);
 }
 
+static uint64_t image_offset(const struct guest_memory *memory, uint64_t page)
+{
+	const struct region *region = regions_of_page(memory->regions, memory->region_count, page);
+
+	return region->offset + (page - region->first_page) * region->page_size;
+}
+
 void poison(struct watcher *w, struct session *s, uint64_t page, uint64_t read_ns, int error)
 {
-	const struct region *region = regions_of_page(s->memory->regions, s->memory->region_count, page);
-	uint64_t offset = region->offset + (page - region->first_page) * region->page_size;
+	uint64_t offset = image_offset(s->memory, page);
 	const char *why =
 		error == -ENODATA ? "the image has become shorter than it was when it was added" : strerror(-error);
 	struct supply supply = guest_memory_poison(s->memory, page);
@@ -67,9 +76,9 @@ void settle(struct watcher *w, struct session *s, uint64_t page, uint64_t addres
 {
 	switch (supply->outcome) {
 	case SUPPLY_DONE:
+		if (w && w->pager->wake == WAKE_LATER && supply->copied + supply->present > 0)
+			watcher_wake_later(w, page);
 		if (supply->copied > 0) {
-			if (w && w->pager->wake == WAKE_LATER)
-				watcher_wake_later(w, page);
 			bump(zero ? &s->zeroed : &s->copied);
 			if (!zero && atomic_load_explicit(&s->recording, memory_order_relaxed))
 				session_record(s, page);
@@ -116,6 +125,19 @@ static void stray(struct session *s, uint64_t address, uint64_t page_size)
 	uffd_wake(s->memory->fd, address & ~(page_size - 1), page_size);
 }
 
+/*
+ * The image has been cut short, and PAGE is there: another thread may have copied it at this moment, and not have seen the cut yet. Then it is
+ * not for us to wake who waits; a little later it is, as that thread has stopped the VMM by then, or the page was right.
+ */
+static bool may_be_unproved(const struct session *s, uint64_t page, uint64_t read_ns)
+{
+	const struct guest_memory *memory = s->memory;
+	const struct region *region = regions_of_page(memory->regions, memory->region_count, page);
+
+	return !source_intact(s->template->source, region->page_size, image_offset(memory, page)) &&
+	       now_ns() - read_ns < PROOF_NS;
+}
+
 void serve_fault(struct watcher *w, uint64_t fault_address, uint64_t read_ns)
 {
 	struct pager *pager = w->pager;
@@ -138,6 +160,11 @@ void serve_fault(struct watcher *w, uint64_t fault_address, uint64_t read_ns)
 		 * Read late, and supplied since: only a wake is needed. Or dropped without an event that we would have been told by:
 		 * then it is a zero page, like every page that a guest gives back.
 		 */
+		if (may_be_unproved(s, page, read_ns)) {
+			watcher_defer(w, fault_address, read_ns);
+			return;
+		}
+		/* fall through */
 	case PAGE_REMOVED:
 		supply_zero(w, s, page, address, read_ns);
 		return;
@@ -145,8 +172,7 @@ void serve_fault(struct watcher *w, uint64_t fault_address, uint64_t read_ns)
 		break;
 	}
 
-	const struct region *region = regions_of_page(memory->regions, memory->region_count, page);
-	uint64_t offset = region->offset + (page - region->first_page) * size;
+	uint64_t offset = image_offset(memory, page);
 	struct source *source = s->template->source;
 	const void *bytes = source_peek(source, size, offset, read_ns);
 	if (bytes) {

@@ -161,7 +161,8 @@ static struct uffd_result put_huge(struct guest_memory *memory, uint64_t page, u
 		       : r;
 }
 
-static struct supply put_pages(struct guest_memory *memory, uint64_t page, uint64_t count, const void *data, put_fn put)
+static struct supply put_pages(struct guest_memory *memory, uint64_t page, uint64_t count, const void *data, put_fn put,
+			       enum wake wake)
 {
 	struct supply supply = { .outcome = SUPPLY_DONE };
 	const struct map_piece *piece = guest_memory_piece(memory, page);
@@ -199,7 +200,8 @@ static struct supply put_pages(struct guest_memory *memory, uint64_t page, uint6
 			break;
 		case UFFD_PRESENT:
 			/* EEXIST wakes nobody: a thread that faulted before the page came would sleep for ever. */
-			uffd_wake(memory->fd, address + at * size, size);
+			if (wake == WAKE_NOW)
+				uffd_wake(memory->fd, address + at * size, size);
 			mark_there(memory, page + at);
 			supply.present++;
 			at++;
@@ -239,7 +241,7 @@ static struct supply put_pages(struct guest_memory *memory, uint64_t page, uint6
 struct supply guest_memory_supply(struct guest_memory *memory, uint64_t page, uint64_t count, const void *data,
 				  enum wake wake)
 {
-	return put_pages(memory, page, count, data, wake == WAKE_NOW ? put_copy : put_copy_held);
+	return put_pages(memory, page, count, data, wake == WAKE_NOW ? put_copy : put_copy_held, wake);
 }
 
 void guest_memory_wake(struct guest_memory *memory, uint64_t page, uint64_t count)
@@ -269,17 +271,17 @@ struct supply guest_memory_zero(struct guest_memory *memory, uint64_t page, enum
 	const struct region *region = regions_of_page(memory->regions, memory->region_count, page);
 
 	if (region->page_size == SMALL_PAGE)
-		return put_pages(memory, page, 1, NULL, wake == WAKE_NOW ? put_zero : put_zero_held);
+		return put_pages(memory, page, 1, NULL, wake == WAKE_NOW ? put_zero : put_zero_held, wake);
 
 	pthread_once(&huge_zeros_once, map_huge_zeros);
 	if (!huge_zeros)
 		return (struct supply){ .outcome = SUPPLY_FAILED, .error = -ENOMEM };
-	return put_pages(memory, page, 1, huge_zeros, wake == WAKE_NOW ? put_copy : put_copy_held);
+	return put_pages(memory, page, 1, huge_zeros, wake == WAKE_NOW ? put_copy : put_copy_held, wake);
 }
 
 struct supply guest_memory_poison(struct guest_memory *memory, uint64_t page)
 {
-	return put_pages(memory, page, 1, NULL, put_poison);
+	return put_pages(memory, page, 1, NULL, put_poison, WAKE_NOW);
 }
 
 /*

@@ -73,7 +73,7 @@ enum supply_outcome {
 struct supply {
 	enum supply_outcome outcome;
 	uint64_t copied;  /* pages that this call put there */
-	uint64_t present; /* pages that were there already; their waiters were woken */
+	uint64_t present; /* pages that were there already; their waiters were woken, or will be with the others */
 	uint64_t skipped; /* pages that are unmapped now */
 	int error;
 };
