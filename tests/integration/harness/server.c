@@ -19,7 +19,7 @@
 #include "integration/harness/client.h"
 
 /* Long enough for a sanitizer build with leak checking on a busy machine. */
-#define SERVER_WAIT_S 30
+#define SERVER_WAIT_S 90
 
 const char *test_fork_socket(const struct test_server *server, const char *id, char path[static SOCKET_PATH_MAX])
 {
