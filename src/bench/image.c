@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/write.h"
 
 #define WORDS	    (BENCH_PAGE / sizeof(uint64_t))
 #define PAGES_WRITE 256 /* a call */
@@ -15,20 +16,6 @@ static void fill_page(uint64_t *words, uint64_t page)
 {
 	for (unsigned k = 0; k < WORDS; k++)
 		words[k] = bench_image_word(page, k);
-}
-
-static int write_all(int fd, const char *data, size_t size)
-{
-	while (size > 0) {
-		ssize_t n = write(fd, data, size);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return -errno;
-		data += n;
-		size -= (size_t)n;
-	}
-	return 0;
 }
 
 static int write_pages(int fd, uint64_t pages)
@@ -40,7 +27,7 @@ static int write_pages(int fd, uint64_t pages)
 		uint64_t n = pages - page < PAGES_WRITE ? pages - page : PAGES_WRITE;
 		for (uint64_t i = 0; i < n; i++)
 			fill_page((uint64_t *)(buffer + i * BENCH_PAGE), page + i);
-		int r = write_all(fd, buffer, n * BENCH_PAGE);
+		int r = write_fully(fd, buffer, n * BENCH_PAGE);
 		if (r < 0)
 			return r;
 		page += n;

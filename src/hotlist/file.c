@@ -10,6 +10,8 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 
+#include "base/write.h"
+
 #define READ_CHUNK (64u << 10) /* for pipes, whose size nothing tells */
 #define PATH_SHOWN 160	       /* characters of a path in a message, so that the remedy has room behind it */
 
@@ -153,20 +155,6 @@ static int write_error(const char *path, const char *step, int r, struct error *
 			 exists ? "What was there before is as it was" : "Nothing was saved", remedy(r));
 }
 
-static int write_all(int fd, const char *data, size_t size)
-{
-	while (size > 0) {
-		ssize_t n = write(fd, data, size);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return -errno;
-		data += n;
-		size -= (size_t)n;
-	}
-	return 0;
-}
-
 /* Waits for other writers. Where a file system has no locks, two writers at once are not kept apart, and all else still holds. */
 static int lock(int fd)
 {
@@ -260,7 +248,7 @@ static int sync_directory_of(const char *path)
 static int write_through(const char *path, const void *data, size_t size, struct error *err)
 {
 	_cleanup_close_ int fd = open(path, O_WRONLY | O_NOCTTY | O_CLOEXEC);
-	int r = fd < 0 ? -errno : write_all(fd, data, size);
+	int r = fd < 0 ? -errno : write_fully(fd, data, size);
 
 	if (r < 0)
 		return error_set(err, r, r == -ENOSPC ? "disk_full" : "io_error", "cannot write the hot list to %s: %s",
@@ -284,7 +272,7 @@ static int replace(const char *path, const char *target, const struct stat *old,
 		return write_error(path, "creating its .tmp file", r, err);
 
 	const char *step = "writing its .tmp file";
-	r = write_all(fd, data, size);
+	r = write_fully(fd, data, size);
 	if (r == 0 && old && fchmod(fd, old->st_mode & 0777) < 0)
 		r = -errno;
 	/* A disk that is full may say so only now. */

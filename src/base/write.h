@@ -1,0 +1,21 @@
+/* write() until all is written. */
+#pragma once
+
+#include <errno.h>
+#include <stddef.h>
+#include <unistd.h>
+
+/* 0, or negative errno: how much was written is not known then. */
+static inline int write_fully(int fd, const char *data, size_t size)
+{
+	while (size > 0) {
+		ssize_t n = write(fd, data, size);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		data += n;
+		size -= (size_t)n;
+	}
+	return 0;
+}
