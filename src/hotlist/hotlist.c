@@ -181,6 +181,8 @@ int hotlist_decode(const void *data, size_t size, struct hotlist **ret, struct e
 	case HOTLIST_JSON:
 		r = json_list_decode(data, size, list, err);
 		break;
+	case HOTLIST_HPL2:
+		break;
 	case HOTLIST_CSV:
 		r = csv_list_decode(data, size, list, err);
 		break;
@@ -216,6 +218,8 @@ int hotlist_encode(const struct hotlist *list, enum hotlist_format format, void 
 		break;
 	case HOTLIST_JSON:
 		r = json_list_encode(list, ret_data, ret_size);
+		break;
+	case HOTLIST_HPL2:
 		break;
 	case HOTLIST_CSV:
 		r = csv_list_encode(list, ret_data, ret_size);

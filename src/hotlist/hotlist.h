@@ -14,7 +14,7 @@
 /* Offsets are multiples of this, whatever the page size of the fork that the list came from. */
 #define HOTLIST_PAGE_SIZE 4096ull
 
-enum hotlist_format { HOTLIST_HPL1, HOTLIST_JSON, HOTLIST_CSV };
+enum hotlist_format { HOTLIST_HPL1, HOTLIST_JSON, HOTLIST_CSV, HOTLIST_HPL2 };
 
 /* A page of a fork: the region's index in the handshake, and a byte offset within that region. */
 struct hot_page {
@@ -22,9 +22,51 @@ struct hot_page {
 	uint64_t offset;
 };
 
+/* What is known of a page besides that it is hot. */
+struct hot_touch {
+	uint64_t raw_ns;       /* first touch since the handshake, as it happened; median over runs */
+	uint64_t corrected_ns; /* the same by its vCPU's virtual clock, which leaves out stalls */
+	uint32_t seen;	       /* of the list's runs, in so many it was touched */
+	uint32_t spread; /* how much its place moved between runs: median distance from the median, in millionths of the list's length */
+	uint16_t vcpu; /* that touched it first, mostly; HOT_VCPU_UNKNOWN */
+	uint8_t kind;  /* of the first touch: enum hot_kind */
+	uint8_t flags; /* HOT_WAS_PRESENT */
+};
+#define HOT_VCPU_UNKNOWN UINT16_MAX
+#define HOT_WAS_PRESENT	 1 /* mostly there already when it was touched: prefetched, or shared */
+enum hot_kind { HOT_UNKNOWN, HOT_READ, HOT_WRITE, HOT_FETCH, HOT_WALK };
+
+/* By which time a list is ordered. */
+enum hot_clock { HOT_CLOCK_UNKNOWN, HOT_CLOCK_RAW, HOT_CLOCK_CORRECTED };
+
+#define HOTLIST_REGIONS_MAX 1024
+#define HOTLIST_TIER_SIZE   16
+
+/* Where a list comes from. What isn't known is 0. */
+struct hotlist_origin {
+	uint64_t page_size; /* host's page size of the recording */
+	struct hotlist_region_size {
+		uint64_t size, offset, page_size; /* bytes; OFFSET in the image */
+	} * regions;
+	size_t region_count;
+	uint64_t template_size;	     /* bytes of the image */
+	uint8_t template_digest[32]; /* of what identifies it, see image_identity(); all zeros: not bound to a template */
+	uint32_t runs;		     /* recordings in it */
+	uint64_t events_lost;
+	uint64_t window_ns;	      /* how long the recording went: the longest of its runs */
+	uint32_t window_end;	      /* enum hot_window_end */
+	char tier[HOTLIST_TIER_SIZE]; /* "fentry", "kprobe", "tp_btf", "loop" */
+	enum hot_clock clock;	      /* of the list's order */
+	uint32_t agreement_raw; /* mean pairwise rank correlation of the runs, in millionths + 1,000,000 (0: not known, fewer than two runs) */
+	uint32_t agreement_corrected;
+};
+enum hot_window_end { HOT_WINDOW_UNKNOWN, HOT_WINDOW_READY, HOT_WINDOW_SETTLED, HOT_WINDOW_TIMEOUT, HOT_WINDOW_GONE };
+
 /* Pages in list order. Owned by whoever made it; not thread-safe. */
 struct hotlist {
 	struct hot_page *pages;
+	struct hot_touch *touches;     /* one for each page, or NULL: a list without them */
+	struct hotlist_origin *origin; /* NULL: not known */
 	size_t count;
 	size_t capacity;
 	enum hotlist_format format; /* what it was decoded from; HOTLIST_HPL1 for a new list and for a missing file */
@@ -37,6 +79,9 @@ DEFINE_CLEANUP(struct hotlist, hotlist_free)
 
 /* Appends one page. 0 or -ENOMEM. */
 int hotlist_add(struct hotlist *list, uint64_t region, uint64_t offset);
+
+/* The same with what is known of it; pages added before get touches that say nothing. */
+int hotlist_add_touch(struct hotlist *list, uint64_t region, uint64_t offset, const struct hot_touch *touch);
 
 /* Sorts by (region, offset) and drops duplicates: the order in which HPL1 is written. */
 void hotlist_sort(struct hotlist *list);
