@@ -20,10 +20,11 @@
 #define FL_EVENT_VERSION 1
 
 enum fl_event_kind {
-	FL_EVENT_FAULT = 1, /* a thread waited for an absent page: touch, (wake,) run */
+	FL_EVENT_FAULT = 1, /* a thread waited for an absent page */
 	FL_EVENT_TOUCH =
-		2, /* a first touch that did not wait on the userfaultfd: the page was there, or (KVM) a fault may follow */
-	FL_EVENT_SLEEP = 3, /* a thread of the fork slept, not for a page: touch_ns is when it went to sleep */
+		2, /* a touch that was not seen to wait: the page was there, or (KVM) an FL_EVENT_FAULT may follow */
+	FL_EVENT_SLEEP = 3,  /* a thread of the fork slept, not for a page: touch_ns is when it went to sleep */
+	FL_EVENT_THREAD = 4, /* a thread touched this fork's memory for the first time: its name */
 };
 
 enum fl_event_flag {
@@ -37,14 +38,19 @@ enum fl_event_flag {
 
 struct fl_event {
 	FL_U64 touch_ns;
-	FL_U64 wake_ns; /* somebody made the thread runnable; 0: not seen */
-	FL_U64 run_ns;	/* the thread ran again; touch_ns for FL_EVENT_TOUCH */
-	FL_U64 address; /* in the VMM's address space, exact; 0 for FL_EVENT_SLEEP */
+	union {
+		struct {
+			FL_U64 wake_ns; /* somebody made the thread runnable; 0: not seen */
+			FL_U64 run_ns;	/* the thread ran again; touch_ns for FL_EVENT_TOUCH */
+		};
+		char name[16]; /* FL_EVENT_THREAD */
+	};
+	FL_U64 address; /* in the VMM's address space, exact; 0 for FL_EVENT_SLEEP and FL_EVENT_THREAD */
 	FL_U64 lost_ns; /* time that this thread had lost until touch_ns: stalls, and being runnable without running */
-	FL_U32 fork;	/* slot */
-	FL_U32 tid;	/* of the thread, as the initial PID namespace counts */
+	FL_U32 fork;	/* slot: a number that is never used again */
+	FL_U32 tid;	/* as the initial PID namespace counts */
 	FL_U32 waker;	/* FL_EVENT_SLEEP: tid of the thread of the same fork that woke it; 0: another, or unknown */
-	FL_U16 cpu;	/* where the thread was at touch_ns */
+	FL_U16 cpu;	/* where the thread was */
 	FL_U8 kind;	/* enum fl_event_kind */
 	FL_U8 flags;	/* enum fl_event_flag */
 };
@@ -59,13 +65,22 @@ struct fork_key {
 
 struct fork_stats {
 	char id[64];
-	FL_U32 pid;	   /* of the VMM */
-	FL_U32 generation; /* slots are used again */
-	FL_U64 faults;	   /* that waited for a page */
-	FL_U64 present;	   /* touches of pages that were there */
-	FL_U64 stall_ns;   /* sum over faults */
+	FL_U32 pid;	      /* of the VMM */
+	FL_U32 sleeps_wanted; /* 1: sleeps of its threads are told too */
+	FL_U64 faults;	      /* threads that waited for a page */
+	FL_U64 touches;	      /* touches that were not seen to wait */
+	FL_U64 stall_ns;      /* sum over faults */
 	FL_U64 stall_max_ns;
-	FL_U64 events;	    /* handed to the ring */
-	FL_U64 events_lost; /* for which the ring had no room */
+	FL_U64 events;	    /* that the ring took */
+	FL_U64 events_lost; /* for which it had no room */
 	FL_U64 stall_log2_ns[FL_LATENCY_BUCKETS];
+};
+
+/* The one entry of the map "server": whose maps and programs these are. */
+struct server_info {
+	FL_U32 pid;
+	FL_U32 event_version;
+	FL_U64 started_ticks; /* since boot, as /proc/PID/stat tells a start */
+	char tier[16];
+	char run_dir[256];
 };

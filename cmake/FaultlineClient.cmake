@@ -17,7 +17,7 @@ faultline_flags(libfaultline)
 set_target_properties(libfaultline PROPERTIES OUTPUT_NAME faultline VERSION ${PROJECT_VERSION}
   SOVERSION ${PROJECT_VERSION_MAJOR} LINK_DEPENDS "${client_map};${client_archives}" LINKER_LANGUAGE C)
 target_link_options(libfaultline PRIVATE -Wl,--version-script=${client_map})
-target_link_libraries(libfaultline PRIVATE ${client_archives} Threads::Threads)
+target_link_libraries(libfaultline PRIVATE ${client_archives} PkgConfig::ZLIB Threads::Threads)
 target_include_directories(libfaultline INTERFACE ${PROJECT_SOURCE_DIR}/include)
 add_dependencies(libfaultline hotlist base)
 
@@ -31,7 +31,7 @@ add_custom_command(OUTPUT ${client_object}
 add_library(libfaultline-static STATIC ${client_object})
 set_target_properties(libfaultline-static PROPERTIES OUTPUT_NAME faultline LINKER_LANGUAGE C)
 set_source_files_properties(${client_object} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
-target_link_libraries(libfaultline-static INTERFACE Threads::Threads)
+target_link_libraries(libfaultline-static INTERFACE PkgConfig::ZLIB Threads::Threads)
 target_include_directories(libfaultline-static INTERFACE ${PROJECT_SOURCE_DIR}/include)
 
 # The preload library's part of the above, which must be without sanitizers. Not for clang-tidy: it has met these files already.

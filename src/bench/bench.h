@@ -6,6 +6,8 @@
 
 #include <jansson.h>
 #include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
 #include "base/error.h"
 
@@ -14,10 +16,13 @@
 #define BENCH_ROUNDS_MAX     99
 #define BENCH_FORKS_MAX	     20000
 
-enum bench_group { BENCH_FAULT, BENCH_PREFETCH, BENCH_IDLE, BENCH_FAIRNESS, BENCH_GROUPS };
+enum bench_group { BENCH_FAULT, BENCH_PREFETCH, BENCH_IDLE, BENCH_FAIRNESS, BENCH_OBSERVE, BENCH_ORDER, BENCH_GROUPS };
 
-/* The name on the command line and in the report: "fault", "prefetch", "idle", "fairness". */
+/* The name on the command line and in the report: "fault", "prefetch", "idle", "fairness", "observe", "order". */
 const char *bench_group_name(enum bench_group group);
+
+/* The situations of the group "order", and behind them its workloads; NULL behind the last one. At most 32. */
+const char *bench_order_name(unsigned index);
 
 /* How the server's API is spoken to: the caller's, as the project has one client of it. One call at a time. */
 struct bench_api {
@@ -25,6 +30,9 @@ struct bench_api {
 	/* BODY may be NULL. RET (may be NULL) becomes the answer, or NULL where it has no body; the caller drops it. */
 	int (*call)(void *client, const char *method, const char *path, const json_t *body, unsigned timeout_s,
 		    json_t **ret, struct error *err);
+	/* GET: the answer's bytes as they are, which the caller frees. */
+	int (*fetch)(void *client, const char *path, unsigned timeout_s, void **ret_data, size_t *ret_size,
+		     struct error *err);
 	void (*close)(void *client);
 };
 
@@ -36,6 +44,9 @@ struct bench_options {
 	bool quick;	     /* less of everything, for a first look */
 	unsigned idle_forks; /* 0: as many as usual */
 	bool groups[BENCH_GROUPS];
+	const char *traces; /* the directory of the project's traces, for "order" */
+	uint32_t only;	    /* bits of those that bench_order_name names; of a kind that has none, all are wanted */
+	unsigned streams;   /* how often each list of "order" is streamed; 0: as often as usual */
 	const struct bench_api *api;
 	/* Says what is measured now; NULL for TEXT: that is over. May be NULL. */
 	void (*progress)(void *data, const char *text);

@@ -177,8 +177,9 @@ static json_t *limit_to_json(struct bench_case *c, const struct limit *limit)
 		return NULL;
 	double value = series_median(series);
 	return json_pack("{s:s,s:s,s:s,s:o,s:{s:o},s:b}", "label", limit->label, "metric", limit->metric, "of",
-			 limit->side, "value", number(value), "target", "at_most", number(limit->target), "met",
-			 value <= limit->target);
+			 limit->side, "value", number(value), "target", limit->at_least ? "at_least" : "at_most",
+			 number(limit->target), "met",
+			 limit->at_least ? value >= limit->target : value <= limit->target);
 }
 
 static bool all_finite(const struct bench_case *c)

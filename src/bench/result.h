@@ -6,8 +6,8 @@
 
 #include "bench/stats.h"
 
-#define SIDES_MAX   10
-#define METRICS_MAX 6
+#define SIDES_MAX   14
+#define METRICS_MAX 10
 #define RATIOS_MAX  6
 
 /* What a value is: its name in JSON ("p50_us") says what and in which unit. */
@@ -36,6 +36,7 @@ struct ratio {
 struct limit {
 	const char *label, *metric, *side;
 	double target;
+	bool at_least;
 };
 
 struct bench_case {

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <ftw.h>
 #include <inttypes.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -29,6 +30,8 @@ static const struct {
 	[BENCH_PREFETCH] = { "prefetch", bench_prefetch },
 	[BENCH_IDLE] = { "idle", bench_idle },
 	[BENCH_FAIRNESS] = { "fairness", bench_fairness },
+	[BENCH_OBSERVE] = { "observe", bench_observe },
+	[BENCH_ORDER] = { "order", bench_order },
 };
 
 const char *bench_group_name(enum bench_group group)
@@ -62,8 +65,14 @@ int bench_add_case(struct bench *bench, struct bench_case *c, struct error *err)
 	return r;
 }
 
-static void show_progress(const struct bench *bench, const char *text)
+void bench_show_progress(const struct bench *bench, const char *format, ...)
 {
+	char text[200];
+	va_list ap;
+
+	va_start(ap, format);
+	vsnprintf(text, sizeof text, format, ap);
+	va_end(ap);
 	if (bench->options->progress)
 		bench->options->progress(bench->options->data, text);
 }
@@ -74,14 +83,12 @@ static int measure_round(struct bench *bench, struct bench_case *c, unsigned rou
 	for (unsigned i = 0; i < c->side_count; i++) {
 		unsigned place = (i + round) % c->side_count;
 		struct side *side = &c->sides[round % 2 ? c->side_count - 1 - place : place];
-		char text[200];
 
 		if (round == 0)
-			snprintf(text, sizeof text, "%s: %s, warming up: %s", bench->group, c->title, side->label);
+			bench_show_progress(bench, "%s: %s, warming up: %s", bench->group, c->title, side->label);
 		else
-			snprintf(text, sizeof text, "%s: %s, round %u of %u: %s", bench->group, c->title, round,
-				 bench->options->rounds, side->label);
-		show_progress(bench, text);
+			bench_show_progress(bench, "%s: %s, round %u of %u: %s", bench->group, c->title, round,
+					    bench->options->rounds, side->label);
 		int r = measure(bench, c, side, round, data, err);
 		if (r < 0)
 			return error_prefix(err, r, "%s, %s: ", c->title, side->label);
@@ -398,7 +405,8 @@ static int run_groups(struct bench *bench, json_t **ret, struct error *err)
 	for (int group = 0; group < BENCH_GROUPS && r == 0; group++)
 		if (bench->options->groups[group])
 			r = run_group(bench, (enum bench_group)group, report, err);
-	show_progress(bench, NULL);
+	if (bench->options->progress)
+		bench->options->progress(bench->options->data, NULL);
 	if (r == 0)
 		*ret = report;
 	else

@@ -28,6 +28,10 @@ int bench_fault(struct bench *bench, struct error *err);
 int bench_prefetch(struct bench *bench, struct error *err);
 int bench_idle(struct bench *bench, struct error *err);
 int bench_fairness(struct bench *bench, struct error *err);
+int bench_observe(struct bench *bench, struct error *err);
+int bench_order(struct bench *bench, struct error *err);
+
+void bench_show_progress(const struct bench *bench, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* FULL, or QUICK where the run is to be a quick one. */
 static inline uint64_t bench_size(const struct bench *bench, uint64_t full, uint64_t quick)

@@ -152,30 +152,64 @@ static int call(struct bench_server *server, const char *method, const char *pat
 	return r;
 }
 
+int bench_server_add_slow_template(struct bench_server *server, const char *name, const char *path, const char *inject,
+				   struct error *err)
+{
+	json_t *body = json_pack("{s:s,s:s,s:s*}", "name", name, "memory", path, "inject", inject);
+
+	if (!body)
+		return error_set(err, -EILSEQ, "bench_failed", "the path %s is not UTF-8: choose another --dir", path);
+	return call(server, "POST", "/v1/templates", body, NULL, err);
+}
+
 int bench_server_add_template(struct bench_server *server, const char *name, const struct bench_image *image,
 			      struct error *err)
 {
-	json_t *body = json_pack("{s:s,s:s}", "name", name, "memory", image->path);
+	return bench_server_add_slow_template(server, name, image->path, NULL, err);
+}
 
-	if (!body)
-		return error_set(err, -EILSEQ, "bench_failed", "the path %s is not UTF-8: choose another --dir",
-				 image->path);
-	return call(server, "POST", "/v1/templates", body, NULL, err);
+int bench_server_remove_template(struct bench_server *server, const char *name, struct error *err)
+{
+	char path[128];
+
+	snprintf(path, sizeof path, "/v1/templates/%s", name);
+	return call(server, "DELETE", path, NULL, NULL, err);
 }
 
 int bench_server_create_fork(struct bench_server *server, const char *template, const char *id, const char *hot_list,
 			     char ret_socket[static SOCKET_PATH_SIZE], struct error *err)
 {
-	json_t *body = json_pack("{s:s,s:s,s:s,s:s*}", "template", template, "id", id, "prefetch",
-				 hot_list ? "eager" : "off", "hot_list", hot_list);
-	json_t *fork = NULL;
-	int r = call(server, "POST", "/v1/forks", body, &fork, err);
+	struct bench_fork fork = { .template = template, .id = id, .hot_list = hot_list };
+
+	return bench_server_create(server, &fork, ret_socket, err);
+}
+
+int bench_server_create(struct bench_server *server, const struct bench_fork *fork,
+			char ret_socket[static SOCKET_PATH_SIZE], struct error *err)
+{
+	const char *prefetch = !fork->hot_list ? "off" : fork->stream ? "stream" : "eager";
+	json_t *body = json_pack("{s:s,s:s,s:s,s:s*,s:b}", "template", fork->template, "id", fork->id, "prefetch",
+				 prefetch, "hot_list", fork->hot_list, "record", fork->record);
+	json_t *answer = NULL;
+	int r = call(server, "POST", "/v1/forks", body, &answer, err);
 
 	if (r < 0)
 		return r;
-	snprintf(ret_socket, SOCKET_PATH_SIZE, "%s", json_string_value(json_object_get(fork, "socket")) ?: "");
-	json_decref(fork);
+	snprintf(ret_socket, SOCKET_PATH_SIZE, "%s", json_string_value(json_object_get(answer, "socket")) ?: "");
+	json_decref(answer);
 	return 0;
+}
+
+int bench_server_fetch_list(struct bench_server *server, const char *id, const char *from, void **ret_data,
+			    size_t *ret_size, struct error *err)
+{
+	char path[128];
+	int r = processes_check_stop(server->processes, err);
+
+	snprintf(path, sizeof path, "/v1/forks/%s/hot-list?from=%s&format=hpl2", id, from);
+	if (r == 0)
+		r = server->api->fetch(server->client, path, CALL_TIMEOUT_S, ret_data, ret_size, err);
+	return r < 0 ? explain(server, r, err) : 0;
 }
 
 int bench_server_wait_fork(struct bench_server *server, const char *id, const char *milestone, json_t **ret,

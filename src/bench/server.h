@@ -28,9 +28,25 @@ void bench_server_drop(struct bench_server *server);
 
 int bench_server_add_template(struct bench_server *server, const char *name, const struct bench_image *image,
 			      struct error *err);
+/* INJECT: makes it slow, as `faultline template add --inject` does; may be NULL. */
+int bench_server_add_slow_template(struct bench_server *server, const char *name, const char *path, const char *inject,
+				   struct error *err);
+int bench_server_remove_template(struct bench_server *server, const char *name, struct error *err);
 /* HOT_LIST: prefetched eagerly; NULL: nothing is prefetched. */
 int bench_server_create_fork(struct bench_server *server, const char *template, const char *id, const char *hot_list,
 			     char ret_socket[static SOCKET_PATH_SIZE], struct error *err);
+/* The same with all that can be said of it. */
+struct bench_fork {
+	const char *template, *id;
+	const char *hot_list; /* NULL: nothing is prefetched */
+	bool stream;	      /* beside the guest; else before it runs */
+	bool record;
+};
+int bench_server_create(struct bench_server *server, const struct bench_fork *fork,
+			char ret_socket[static SOCKET_PATH_SIZE], struct error *err);
+/* Bytes of what was recorded of a fork, in order, FROM "loop" or "kernel". */
+int bench_server_fetch_list(struct bench_server *server, const char *id, const char *from, void **ret_data,
+			    size_t *ret_size, struct error *err);
 /* Waits for "connected", "prefetched" or "gone"; RET (may be NULL) is the fork as it was then. */
 int bench_server_wait_fork(struct bench_server *server, const char *id, const char *milestone, json_t **ret,
 			   struct error *err);

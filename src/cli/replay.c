@@ -33,6 +33,7 @@ static int run_guest(struct replay_job *job, unsigned number, const char *socket
 		.seed = job->seed,
 		.memory = memories[job->source],
 		.vcpus = job->vcpus,
+		.pace = job->pace,
 		.template_path = job->template,
 		.socket = socket,
 		.answers = replay_has_api(job),
@@ -113,11 +114,26 @@ static int run_all(struct replay_job *job, struct error *err)
 
 /* ---- the whole ---- */
 
+/* As many touches one after another are one thread's: what an interrupt handler or a system call makes. */
+#define SPREAD_BURST 32
+
+static int load_trace(struct replay_job *job, struct error *err)
+{
+	_cleanup_trace_ struct trace *trace = NULL;
+	int r = trace_load(job->trace_path, &trace, err);
+
+	if (r >= 0 && job->spread)
+		r = trace_spread(trace, job->spread, SPREAD_BURST, &job->trace, err);
+	else if (r >= 0)
+		job->trace = TAKE_PTR(trace);
+	return r;
+}
+
 static int load(struct replay_job *job, struct error *err)
 {
 	_cleanup_free_ char *path = NULL;
 	const char *bitmap = cli_value(job->args, "nonzero");
-	int r = trace_load(job->trace_path, &job->trace, err);
+	int r = load_trace(job, err);
 
 	if (r < 0)
 		return r;
@@ -278,8 +294,18 @@ static const struct cli_option options[] = {
 	{ .name = "present", .help = "against no server, with every page there before: what the replay itself costs" },
 	{ .name = "vcpus",
 	  .value = "HOW",
-	  .help = "waiting (default): for each other, independent, or one: all in one thread",
-	  .words = "waiting independent one" },
+	  .help = "waiting (default): for each other, halting: the same asleep, independent, or one: all in one thread",
+	  .words = "waiting halting independent one" },
+	{ .name = "pace",
+	  .value = "PACE",
+	  .help = "between touches vCPUs spin (default), idle: asleep until a timer wakes them, or compute",
+	  .words = "spin idle compute",
+	  .manual = "Those that compute go by the time that they get of a CPU, so that nothing is lost where there are more of them "
+		    "than CPUs. The last two are for --vcpus independent." },
+	{ .name = "spread",
+	  .value = "N",
+	  .help = "deal the touches out to N vCPUs, 32 to each in turn",
+	  .complete = "" },
 	{ .name = "pin",
 	  .value = "LIST",
 	  .help = "CPUs that the vCPUs' threads stand on, in turn, like 0,1",

@@ -32,6 +32,8 @@ struct replay_job {
 	struct trace_image *image;
 	uint64_t seed;
 	enum replay_vcpus vcpus;
+	enum replay_pace pace;
+	unsigned spread; /* deal the touches out to so many vCPUs; 0: leave them as they are */
 	int *cpus; /* for the vCPUs' threads */
 	size_t cpu_count;
 	unsigned runs;

@@ -129,14 +129,35 @@ static int parse_prefetch(struct replay_job *job)
 	return EXIT_OK;
 }
 
-int replay_parse_options(struct replay_job *job)
+static int parse_vcpus(struct replay_job *job)
 {
-	const char *vcpus = cli_value(job->args, "vcpus") ?: "waiting";
-	int exit_code = parse_numbers(job);
+	const char *vcpus = cli_value(job->args, "vcpus") ?: "waiting", *pace = cli_value(job->args, "pace") ?: "spin";
+	const char *spread = cli_value(job->args, "spread");
+	uint64_t number = 0;
 
 	job->vcpus = !strcmp(vcpus, "independent") ? REPLAY_INDEPENDENT
+		     : !strcmp(vcpus, "halting")   ? REPLAY_HALTING
 		     : !strcmp(vcpus, "one")	   ? REPLAY_ONE
 						   : REPLAY_WAITING;
+	job->pace = !strcmp(pace, "idle") ? REPLAY_IDLES : !strcmp(pace, "compute") ? REPLAY_COMPUTES : REPLAY_SPINS;
+	if (job->pace != REPLAY_SPINS && job->vcpus != REPLAY_INDEPENDENT &&
+	    (job->vcpus != REPLAY_ONE || job->pace == REPLAY_IDLES))
+		return cli_usage_error(job->args, "--pace %s is for vCPUs that don't wait for each other: use it with "
+						  "--vcpus independent",
+				       pace);
+	if (spread && (!parse_whole(spread, TRACE_VCPUS_MAX, &number) || !number))
+		return cli_usage_error(job->args, "--spread is a number of vCPUs from 1 to %d, not '%s'",
+				       TRACE_VCPUS_MAX, spread);
+	job->spread = (unsigned)number;
+	return EXIT_OK;
+}
+
+int replay_parse_options(struct replay_job *job)
+{
+	int exit_code = parse_numbers(job);
+
+	if (exit_code == EXIT_OK)
+		exit_code = parse_vcpus(job);
 	job->cold = cli_value(job->args, "cold") != NULL;
 	if (exit_code == EXIT_OK)
 		exit_code = parse_source(job);

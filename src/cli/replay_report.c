@@ -19,6 +19,7 @@ static const char *const source_names[] = {
 
 static const char *const vcpus_names[] = {
 	[REPLAY_WAITING] = "waiting",
+	[REPLAY_HALTING] = "halting",
 	[REPLAY_INDEPENDENT] = "independent",
 	[REPLAY_ONE] = "one",
 };
@@ -239,11 +240,18 @@ static void print_vcpus(const struct replay_job *job)
 {
 	static const char *const names[] = {
 		[REPLAY_WAITING] = "a thread each, waiting for each other",
+		[REPLAY_HALTING] = "a thread each, asleep while they wait for each other",
 		[REPLAY_INDEPENDENT] = "a thread each, independent of each other",
 		[REPLAY_ONE] = "all in one thread",
 	};
 
-	printf("vCPUs     %s", names[job->vcpus]);
+	static const char *const paces[] = {
+		[REPLAY_SPINS] = "",
+		[REPLAY_COMPUTES] = ", their time that of their CPU",
+		[REPLAY_IDLES] = ", asleep between touches",
+	};
+
+	printf("vCPUs     %s%s", names[job->vcpus], paces[job->pace]);
 	for (size_t i = 0; i < job->cpu_count; i++)
 		printf("%s%d", i ? ", " : job->cpu_count == 1 ? "; on CPU " : "; on CPUs ", job->cpus[i]);
 	if (job->done[0].result.crowded)

@@ -36,6 +36,7 @@ const struct api_error_status api_error_table[] = {
 	{ "missing_member", 400 },
 	{ "no_memory", 507 },
 	{ "not_connected", 409 },
+	{ "not_observed", 409 },
 	{ "not_prefetching", 409 },
 	{ "not_recorded", 409 },
 	{ "prefetch_busy", 409 },

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <microhttpd.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -119,6 +120,81 @@ static struct MHD_Response *take_bytes(void *data, size_t size, const char *cont
 	return response;
 }
 
+static struct connection *connection_of(struct MHD_Connection *connection)
+{
+	const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+
+	return info ? info->socket_context : NULL;
+}
+
+/* ---- streams ---- */
+
+/* How often a stream that has nothing to tell looks whether anybody still listens, and whether the server is stopping. */
+#define STREAM_SLICE_NS (250 * NSEC_PER_MSEC)
+#define STREAM_BLOCK	(32u << 10)
+
+struct stream {
+	struct control *control;
+	struct connection *connection;
+	int fd;
+	struct reply_stream source;
+};
+
+static bool peer_is_gone(int fd)
+{
+	struct pollfd p = { .fd = fd };
+
+	return poll(&p, 1, 0) == 1 && (p.revents & (POLLHUP | POLLERR));
+}
+
+/* A client may take as long as it likes between events, but each piece has to be read in time. */
+static ssize_t read_stream(void *data, uint64_t position, char *buffer, size_t size)
+{
+	struct stream *stream = data;
+	ssize_t n;
+
+	(void)position;
+	connection_allow(stream->connection, 0);
+	do {
+		n = stream->source.read(stream->source.data, buffer, size, STREAM_SLICE_NS,
+					is_stopping(stream->control));
+	} while (n == 0 && !peer_is_gone(stream->fd));
+	connection_allow(stream->connection, REPLY_TIME_NS);
+	return n > 0 ? n : MHD_CONTENT_READER_END_OF_STREAM;
+}
+
+static void close_stream(void *data)
+{
+	struct stream *stream = data;
+
+	stream->source.close(stream->source.data);
+	free(stream);
+}
+
+/* Takes the reply's stream. */
+static struct MHD_Response *build_stream(struct exchange *exchange, struct connection *connection, struct reply *reply)
+{
+	struct stream *stream = calloc(1, sizeof *stream);
+
+	if (!stream)
+		return NULL;
+	stream->control = exchange->control;
+	stream->connection = connection;
+	stream->fd = exchange->request.connection_fd;
+	stream->source = reply->stream;
+
+	struct MHD_Response *response =
+		MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, read_stream, stream, close_stream);
+
+	if (!response) {
+		free(stream);
+		return NULL;
+	}
+	reply->stream = (struct reply_stream){ 0 };
+	MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, stream->source.content_type);
+	return response;
+}
+
 static struct MHD_Response *build_response(struct reply *reply)
 {
 	if (!reply->json)
@@ -131,16 +207,19 @@ static struct MHD_Response *build_response(struct reply *reply)
 	return n < 0 ? NULL : take_bytes(line, (size_t)n, "application/json");
 }
 
-static enum MHD_Result send_reply(struct MHD_Connection *connection, struct reply *reply, bool close)
+static enum MHD_Result send_reply(struct MHD_Connection *connection, struct exchange *exchange, struct reply *reply)
 {
-	struct MHD_Response *response = build_response(reply);
+	struct MHD_Response *response =
+		reply->stream.read ? build_stream(exchange, connection_of(connection), reply) : build_response(reply);
 
 	/* Without memory for an answer, the connection ends. */
 	if (!response)
 		return MHD_NO;
+	for (size_t i = 0; i < reply->header_count; i++)
+		MHD_add_response_header(response, reply->headers[i].name, reply->headers[i].value);
 	if (reply->status == 405)
 		MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, reply->allow);
-	if (close)
+	if (is_stopping(exchange->control))
 		MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
 	MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
 
@@ -168,13 +247,6 @@ static void find_reply(struct exchange *exchange, struct reply *ret)
 }
 
 /* ---- libmicrohttpd's callbacks ---- */
-
-static struct connection *connection_of(struct MHD_Connection *connection)
-{
-	const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
-
-	return info ? info->socket_context : NULL;
-}
 
 static int fd_of(struct MHD_Connection *connection)
 {
@@ -234,10 +306,10 @@ static void on_completed(void *data, struct MHD_Connection *connection, void **c
 static enum MHD_Result on_request(void *data, struct MHD_Connection *connection, const char *url, const char *method,
 				  const char *http_version, const char *upload, size_t *upload_size, void **context)
 {
-	struct control *control = data;
 	struct exchange *exchange = *context;
 	struct reply reply;
 
+	(void)data;
 	(void)url; /* decoded by the library, so that "%2F" and "/" are one: the raw target is used instead */
 	(void)http_version;
 	if (!exchange)
@@ -258,7 +330,7 @@ static enum MHD_Result on_request(void *data, struct MHD_Connection *connection,
 	find_reply(exchange, &reply);
 	connection_allow(connection_of(connection), REPLY_TIME_NS);
 
-	enum MHD_Result result = send_reply(connection, &reply, is_stopping(control));
+	enum MHD_Result result = send_reply(connection, exchange, &reply);
 
 	reply_clear(&reply);
 	return result;

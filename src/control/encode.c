@@ -74,7 +74,7 @@ static json_t *encode_identity(const struct fork_info *info)
 			 "handshake", utf8_json(info->handshake), "pager_cpus", encode_cpus(info), "record",
 			 info->record, "prefetch", prefetch_mode_name(info->prefetch), "prefetch_state",
 			 prefetch_state_name(info->prefetch_state), "hot_list", utf8_json(info->hot_list),
-			 "observe_tier", OBSERVE_TIER_NONE);
+			 "observe_tier", info->observe_tier ?: OBSERVE_TIER_NONE);
 }
 
 /* The counters and times, one row each: a name in JSON, how it is written, where it is. */
@@ -112,13 +112,53 @@ static int encode_numbers(json_t *fork, const struct fork_info *info)
 	return 0;
 }
 
+static json_t *encode_phase(const struct phase_figures *phase)
+{
+	return json_pack("{s:o,s:o,s:o,s:o,s:o}", "count", encode_count(phase->count), "p50_us",
+			 encode_us(phase->p50_ns), "p90_us", encode_us(phase->p90_ns), "p99_us",
+			 encode_us(phase->p99_ns), "max_us", encode_us(phase->max_ns));
+}
+
+/* What the kernel saw of the fork: null where nobody looks. */
+static json_t *encode_observed(const struct fork_info *info)
+{
+	const struct observed_figures *f = &info->figures;
+
+	if (!info->observed)
+		return json_null();
+	return json_pack("{s:o,s:o,s:o,s:o,s:o,s:i,s:{s:o,s:o,s:o,s:o,s:o}}", "faults", encode_count(f->faults),
+			 "present_touches", encode_count(f->present), "stall_ms", encode_ms(f->stall_ns), "events_lost",
+			 encode_count(f->events_lost), "unjoined_faults", encode_count(f->unjoined), "vcpus",
+			 (int)f->vcpus, "latency", "total", encode_phase(&f->total), "queue", encode_phase(&f->queue),
+			 "source", encode_phase(&f->source), "copy", encode_phase(&f->copy), "wake",
+			 encode_phase(&f->wake));
+}
+
+/* What became of a list that is streamed: null where none is. */
+static json_t *encode_stream(const struct fork_info *info)
+{
+	const struct fork_stream_info *s = &info->stream;
+
+	if (!info->streamed)
+		return json_null();
+	return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "planned", encode_count(s->planned),
+			 "prefetched", encode_count(s->prefetched), "late", encode_count(s->late), "present",
+			 encode_count(s->present), "removed", encode_count(s->removed), "skipped",
+			 encode_count(s->skipped), "unreadable", encode_count(s->unreadable), "pending",
+			 encode_count(s->pending), "late_supplied", encode_count(s->late_supplied), "missing",
+			 encode_count(s->missing), "place", encode_count(s->place), "lead", encode_count(s->lead),
+			 "moves", encode_count(s->moves));
+}
+
 json_t *encode_fork(const struct fork_info *info)
 {
 	json_t *fork = encode_identity(info);
 
 	if (!fork)
 		return NULL;
-	if (encode_numbers(fork, info) < 0 || json_object_set_new(fork, "regions", encode_regions(info)) < 0) {
+	if (encode_numbers(fork, info) < 0 || json_object_set_new(fork, "regions", encode_regions(info)) < 0 ||
+	    json_object_set_new(fork, "observed", encode_observed(info)) < 0 ||
+	    json_object_set_new(fork, "stream", encode_stream(info)) < 0) {
 		json_decref(fork);
 		return NULL;
 	}

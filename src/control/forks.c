@@ -65,7 +65,7 @@ static int default_prefetch(struct server *server, struct fork_spec *spec, struc
 
 static int parse_prefetch(const char *word, enum prefetch_mode *ret, struct error *err)
 {
-	static const enum prefetch_mode modes[] = { PREFETCH_OFF, PREFETCH_EAGER };
+	static const enum prefetch_mode modes[] = { PREFETCH_OFF, PREFETCH_EAGER, PREFETCH_STREAM };
 
 	for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
 		if (!strcmp(word, prefetch_mode_name(modes[i]))) {
@@ -73,7 +73,7 @@ static int parse_prefetch(const char *word, enum prefetch_mode *ret, struct erro
 			return 0;
 		}
 	}
-	return error_set(err, -EINVAL, "bad_member", "the member 'prefetch' is 'off' or 'eager', not '%.64s'", word);
+	return error_set(err, -EINVAL, "bad_member", "the member 'prefetch' is 'off', 'eager' or 'stream', not '%.64s'", word);
 }
 
 int handle_forks_create(struct request *request, struct reply *reply, struct error *err)
@@ -196,21 +196,25 @@ int handle_fork_prefetch(struct request *request, struct reply *reply, struct er
 
 int handle_fork_hot_list(struct request *request, struct reply *reply, struct error *err)
 {
-	/* "best" is the best that there is, and so far only the fault loop records. */
-	static const char *const sources[] = { "loop", "best", NULL };
-	static const char *const formats[] = { "hpl1", "json", "csv", NULL };
-	static const enum hotlist_format encodings[] = { HOTLIST_HPL1, HOTLIST_JSON, HOTLIST_CSV };
-	static const char *const types[] = { "application/octet-stream", "application/json", "text/csv; charset=utf-8" };
-	_cleanup_hotlist_ struct hotlist *list = NULL;
-	int source = request_query_word(request, "from", sources, 1, err);
+	static const char *const sources[] = { "best", "loop", "kernel", NULL };
+	static const enum recording_source from[] = { RECORDED_BEST, RECORDED_BY_LOOP, RECORDED_BY_KERNEL };
+	static const char *const formats[] = { "hpl1", "hpl2", "json", "csv", NULL };
+	static const enum hotlist_format encodings[] = { HOTLIST_HPL1, HOTLIST_HPL2, HOTLIST_JSON, HOTLIST_CSV };
+	static const char *const types[] = { "application/octet-stream", "application/octet-stream", "application/json",
+					     "text/csv; charset=utf-8" };
+	_cleanup_fork_recording_ struct fork_recording recording = { 0 };
+	int source = request_query_word(request, "from", sources, 0, err);
 	int format = source < 0 ? source : request_query_word(request, "format", formats, 0, err);
-	int r = format < 0 ? format : server_fork_hot_list(request->server, ROUTE_NAME(request), &list, err);
+	int r = format < 0 ? format
+			   : server_fork_hot_list(request->server, ROUTE_NAME(request), from[source], &recording, err);
 
 	if (r >= 0)
-		r = hotlist_encode(list, encodings[format], &reply->data, &reply->size, err);
+		r = hotlist_encode(recording.list, encodings[format], &reply->data, &reply->size, err);
 	if (r < 0)
 		return r;
 	reply->status = 200;
 	reply->content_type = types[format];
+	reply_add_header(reply, HEADER_RECORDED_BY, recording_source_name(recording.from));
+	reply_add_header(reply, HEADER_RECORDED_WHY, recording.why);
 	return 0;
 }

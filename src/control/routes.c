@@ -41,15 +41,28 @@ static const struct route routes[] = {
 	{ "POST", "/v1/forks/{id}/ready", handle_fork_ready, false, false, NULL },
 	{ "POST", "/v1/forks/{id}/prefetch", handle_fork_prefetch, true, true, NULL },
 	{ "GET", "/v1/forks/{id}/hot-list", handle_fork_hot_list, false, false, hot_list_query },
+	{ "GET", "/v1/forks/{id}/trace", handle_fork_trace, false, true, NULL },
 };
 
 #define ROUTE_COUNT (sizeof routes / sizeof *routes)
 
 void reply_clear(struct reply *reply)
 {
+	if (reply->stream.close)
+		reply->stream.close(reply->stream.data);
 	json_decref(reply->json);
 	free(reply->data);
+	for (size_t i = 0; i < reply->header_count; i++)
+		free(reply->headers[i].value);
 	*reply = (struct reply){ 0 };
+}
+
+void reply_add_header(struct reply *reply, const char *name, const char *value)
+{
+	char *copy = reply->header_count < sizeof reply->headers / sizeof reply->headers[0] ? strdup(value) : NULL;
+
+	if (copy)
+		reply->headers[reply->header_count++] = (struct reply_header){ name, copy };
 }
 
 int reply_json(struct reply *reply, unsigned status, json_t *json, struct error *err)
@@ -173,6 +186,7 @@ static int handle_server(struct request *request, struct reply *reply, struct er
 	return reply_json(reply, 200,
 			  json_pack("{s:s,s:i,s:o,s:i,s:s}", "version", request->version, "pid", (int)getpid(),
 				    "run_dir", utf8_json(server_run_dir(request->server)), "pagers",
-				    (int)server_pager_count(request->server), "observe_tier", OBSERVE_TIER_NONE),
+				    (int)server_pager_count(request->server), "observe_tier",
+				    server_observe_tier(request->server)),
 			  err);
 }

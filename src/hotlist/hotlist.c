@@ -19,6 +19,8 @@ void hotlist_free(struct hotlist *list)
 	if (!list)
 		return;
 	free(list->pages);
+	free(list->touches);
+	hotlist_origin_free(list->origin);
 	free(list);
 }
 
@@ -31,23 +33,71 @@ int hotlist_reserve(struct hotlist *list, size_t count)
 	if (!pages)
 		return -ENOMEM;
 	list->pages = pages;
+	if (list->touches) {
+		struct hot_touch *touches = reallocarray(list->touches, count, sizeof *touches);
+		if (!touches)
+			return -ENOMEM;
+		list->touches = touches;
+	}
 	list->capacity = count;
+	return 0;
+}
+
+static int make_room(struct hotlist *list)
+{
+	uint64_t capacity;
+
+	if (list->count < list->capacity)
+		return 0;
+	return checked_mul(list->capacity ?: 32, 2, &capacity) ? hotlist_reserve(list, capacity) : -ENOMEM;
+}
+
+int hotlist_reserve_touches(struct hotlist *list)
+{
+	if (list->touches)
+		return 0;
+	list->touches = calloc(list->capacity ?: 1, sizeof *list->touches);
+	if (!list->touches)
+		return -ENOMEM;
+	for (size_t i = 0; i < list->count; i++)
+		list->touches[i] = HOT_TOUCH_NOTHING;
 	return 0;
 }
 
 int hotlist_add(struct hotlist *list, uint64_t region, uint64_t offset)
 {
-	if (list->count == list->capacity) {
-		uint64_t capacity;
-
-		if (!checked_mul(list->capacity ?: 32, 2, &capacity) || hotlist_reserve(list, capacity) < 0)
-			return -ENOMEM;
-	}
+	if (make_room(list) < 0)
+		return -ENOMEM;
+	if (list->touches)
+		list->touches[list->count] = HOT_TOUCH_NOTHING;
 	list->pages[list->count++] = (struct hot_page){ .region = region, .offset = offset };
 	return 0;
 }
 
-struct hotlist *hotlist_copy(const struct hotlist *list)
+int hotlist_add_touch(struct hotlist *list, uint64_t region, uint64_t offset, const struct hot_touch *touch)
+{
+	if (make_room(list) < 0 || hotlist_reserve_touches(list) < 0)
+		return -ENOMEM;
+	list->touches[list->count] = *touch;
+	list->pages[list->count++] = (struct hot_page){ .region = region, .offset = offset };
+	return 0;
+}
+
+bool hot_touch_says_nothing(const struct hot_touch *touch)
+{
+	return !touch->raw_ns && !touch->corrected_ns && !touch->seen && !touch->spread && !touch->kind &&
+	       !touch->flags && touch->vcpu == HOT_VCPU_UNKNOWN;
+}
+
+bool hotlist_has_touches(const struct hotlist *list)
+{
+	for (size_t i = 0; list->touches && i < list->count; i++)
+		if (!hot_touch_says_nothing(&list->touches[i]))
+			return true;
+	return false;
+}
+
+struct hotlist *hotlist_copy_pages(const struct hotlist *list)
 {
 	_cleanup_hotlist_ struct hotlist *copy = hotlist_new();
 
@@ -60,36 +110,18 @@ struct hotlist *hotlist_copy(const struct hotlist *list)
 	return TAKE_PTR(copy);
 }
 
-static int compare_pages(const void *a, const void *b)
+struct hotlist *hotlist_copy(const struct hotlist *list)
 {
-	const struct hot_page *x = a, *y = b;
+	_cleanup_hotlist_ struct hotlist *copy = hotlist_copy_pages(list);
 
-	if (x->region != y->region)
-		return x->region < y->region ? -1 : 1;
-	if (x->offset != y->offset)
-		return x->offset < y->offset ? -1 : 1;
-	return 0;
-}
-
-bool hotlist_is_sorted(const struct hotlist *list)
-{
-	for (size_t i = 1; i < list->count; i++)
-		if (compare_pages(&list->pages[i - 1], &list->pages[i]) >= 0)
-			return false;
-	return true;
-}
-
-void hotlist_sort(struct hotlist *list)
-{
-	if (hotlist_is_sorted(list))
-		return;
-
-	qsort(list->pages, list->count, sizeof *list->pages, compare_pages);
-	size_t kept = 1;
-	for (size_t i = 1; i < list->count; i++)
-		if (compare_pages(&list->pages[kept - 1], &list->pages[i]) != 0)
-			list->pages[kept++] = list->pages[i];
-	list->count = kept;
+	if (!copy || hotlist_set_origin(copy, list->origin) < 0)
+		return NULL;
+	if (list->touches) {
+		if (hotlist_reserve_touches(copy) < 0)
+			return NULL;
+		memcpy(copy->touches, list->touches, list->count * sizeof *list->touches);
+	}
+	return TAKE_PTR(copy);
 }
 
 int hotlist_check(const struct hotlist *list, const struct hotlist_region *regions, size_t region_count,
@@ -122,6 +154,7 @@ static const char *const format_names[] = {
 	[HOTLIST_HPL1] = "hpl1",
 	[HOTLIST_JSON] = "json",
 	[HOTLIST_CSV] = "csv",
+	[HOTLIST_HPL2] = "hpl2",
 };
 
 const char *hotlist_format_name(enum hotlist_format format)
@@ -136,7 +169,7 @@ int hotlist_format_parse(const char *name, enum hotlist_format *ret, struct erro
 			*ret = (enum hotlist_format)i;
 			return 0;
 		}
-	return error_set(err, -EINVAL, "bad_format", "no list format \"%.40s\": use hpl1, json or csv", name);
+	return error_set(err, -EINVAL, "bad_format", "no list format \"%.40s\": use hpl1, hpl2, json or csv", name);
 }
 
 /* Text formats may start with a byte order mark and blanks, as editors leave them. */
@@ -158,6 +191,8 @@ static enum hotlist_format detect_format(const char *text, size_t size)
 
 	if (size >= 4 && !memcmp(text, "HPL1", 4))
 		return HOTLIST_HPL1;
+	if (hpl2_detect(text, size))
+		return HOTLIST_HPL2;
 	if (start < size && (text[start] == '{' || text[start] == '['))
 		return HOTLIST_JSON;
 	if (csv_list_detect(text, size))
@@ -182,6 +217,7 @@ int hotlist_decode(const void *data, size_t size, struct hotlist **ret, struct e
 		r = json_list_decode(data, size, list, err);
 		break;
 	case HOTLIST_HPL2:
+		r = hpl2_decode(data, size, list, err);
 		break;
 	case HOTLIST_CSV:
 		r = csv_list_decode(data, size, list, err);
@@ -200,11 +236,26 @@ static int encode_hpl1(const struct hotlist *list, void **ret_data, size_t *ret_
 	if (hotlist_is_sorted(list))
 		return hpl1_encode(list, ret_data, ret_size);
 
-	_cleanup_hotlist_ struct hotlist *sorted = hotlist_copy(list);
-	if (!sorted)
+	_cleanup_hotlist_ struct hotlist *sorted = hotlist_copy_pages(list);
+	if (!sorted || hotlist_sort(sorted) < 0)
 		return -ENOMEM;
-	hotlist_sort(sorted);
 	return hpl1_encode(sorted, ret_data, ret_size);
+}
+
+/* Of a page that is there twice the first place counts. */
+static int encode_hpl2(const struct hotlist *list, void **ret_data, size_t *ret_size, struct error *err)
+{
+	size_t distinct;
+
+	if (hotlist_count_distinct(list, &distinct) < 0)
+		return -ENOMEM;
+	if (distinct == list->count)
+		return hpl2_encode(list, ret_data, ret_size, err);
+
+	_cleanup_hotlist_ struct hotlist *deduped = hotlist_copy(list);
+	if (!deduped || hotlist_dedupe(deduped) < 0)
+		return -ENOMEM;
+	return hpl2_encode(deduped, ret_data, ret_size, err);
 }
 
 int hotlist_encode(const struct hotlist *list, enum hotlist_format format, void **ret_data, size_t *ret_size,
@@ -220,14 +271,15 @@ int hotlist_encode(const struct hotlist *list, enum hotlist_format format, void 
 		r = json_list_encode(list, ret_data, ret_size);
 		break;
 	case HOTLIST_HPL2:
+		r = encode_hpl2(list, ret_data, ret_size, err);
 		break;
 	case HOTLIST_CSV:
 		r = csv_list_encode(list, ret_data, ret_size);
 		break;
 	}
-	if (r < 0)
+	if (r == -ENOMEM)
 		return error_set(err, r, "no_memory", "out of memory: the list has %zu pages", list->count);
-	return 0;
+	return r;
 }
 
 int hotlist_save(const struct hotlist *list, enum hotlist_format format, const char *path, struct error *err)

@@ -34,6 +34,8 @@ struct hot_touch {
 };
 #define HOT_VCPU_UNKNOWN UINT16_MAX
 #define HOT_WAS_PRESENT	 1 /* mostly there already when it was touched: prefetched, or shared */
+/* Of a page that was added without a touch. */
+#define HOT_TOUCH_NOTHING ((struct hot_touch){ .vcpu = HOT_VCPU_UNKNOWN })
 enum hot_kind { HOT_UNKNOWN, HOT_READ, HOT_WRITE, HOT_FETCH, HOT_WALK };
 
 /* By which time a list is ordered. */
@@ -41,6 +43,8 @@ enum hot_clock { HOT_CLOCK_UNKNOWN, HOT_CLOCK_RAW, HOT_CLOCK_CORRECTED };
 
 #define HOTLIST_REGIONS_MAX 1024
 #define HOTLIST_TIER_SIZE   16
+#define HOT_AGREEMENT_MAX   2000000 /* a correlation of 1 */
+#define IMAGE_IDENTITY_SIZE 32	    /* bytes: SHA-256, see identity.h */
 
 /* Where a list comes from. What isn't known is 0. */
 struct hotlist_origin {
@@ -49,15 +53,19 @@ struct hotlist_origin {
 		uint64_t size, offset, page_size; /* bytes; OFFSET in the image */
 	} * regions;
 	size_t region_count;
-	uint64_t template_size;	     /* bytes of the image */
-	uint8_t template_digest[32]; /* of what identifies it, see image_identity(); all zeros: not bound to a template */
-	uint32_t runs;		     /* recordings in it */
+	uint64_t template_size;			      /* bytes of the image */
+	uint8_t template_digest[IMAGE_IDENTITY_SIZE]; /* of what identifies it, see image_identity(); all zeros: not bound to a template */
+	uint32_t runs;				      /* recordings in it */
 	uint64_t events_lost;
 	uint64_t window_ns;	      /* how long the recording went: the longest of its runs */
 	uint32_t window_end;	      /* enum hot_window_end */
 	char tier[HOTLIST_TIER_SIZE]; /* "fentry", "kprobe", "tp_btf", "loop" */
 	enum hot_clock clock;	      /* of the list's order */
-	uint32_t agreement_raw; /* mean pairwise rank correlation of the runs, in millionths + 1,000,000 (0: not known, fewer than two runs) */
+	/*
+	 * Mean pairwise rank correlation of the runs by each clock, in millionths + 1,000,000. Of a single run: how far what it shows by itself speaks for
+	 * that clock, 0 to 1, in the same form. 0: not known.
+	 */
+	uint32_t agreement_raw;
 	uint32_t agreement_corrected;
 };
 enum hot_window_end { HOT_WINDOW_UNKNOWN, HOT_WINDOW_READY, HOT_WINDOW_SETTLED, HOT_WINDOW_TIMEOUT, HOT_WINDOW_GONE };
@@ -83,27 +91,51 @@ int hotlist_add(struct hotlist *list, uint64_t region, uint64_t offset);
 /* The same with what is known of it; pages added before get touches that say nothing. */
 int hotlist_add_touch(struct hotlist *list, uint64_t region, uint64_t offset, const struct hot_touch *touch);
 
-/* Sorts by (region, offset) and drops duplicates: the order in which HPL1 is written. */
-void hotlist_sort(struct hotlist *list);
+bool hot_touch_says_nothing(const struct hot_touch *touch);
+
+/* Whether any page has a touch that says something: touches that don't are not written to files. */
+bool hotlist_has_touches(const struct hotlist *list);
+
+/* Replaces the list's origin by a copy of ORIGIN with regions of its own, or by none (NULL). 0, or -ENOMEM with the list as it was. */
+int hotlist_set_origin(struct hotlist *list, const struct hotlist_origin *origin);
+
+/* With its regions; NULL is fine. */
+void hotlist_origin_free(struct hotlist_origin *origin);
+
+/*
+ * Sorts by (region, offset) and drops duplicates, of which the first keeps its touch: the order in which HPL1 is written. 0, or -ENOMEM with
+ * the list as it was; without touches it cannot fail.
+ */
+int hotlist_sort(struct hotlist *list);
+
+/* How many different pages LIST has. 0 or -ENOMEM. */
+int hotlist_count_distinct(const struct hotlist *list, size_t *ret);
+
+/* Drops duplicates, of which the first stays where it is. 0, or -ENOMEM with the list as it was. */
+int hotlist_dedupe(struct hotlist *list);
 
 /* Whether hotlist_sort would change nothing. */
 bool hotlist_is_sorted(const struct hotlist *list);
 
-/* A copy of its own; NULL: out of memory. */
+/* A copy of its own, touches and origin included; NULL: out of memory. */
 struct hotlist *hotlist_copy(const struct hotlist *list);
 
-/* Name as on the command line ("hpl1", "json", "csv"); -EINVAL with ERR where there is no such format. */
+/* Name as on the command line ("hpl1", "hpl2", "json", "csv"); -EINVAL with ERR where there is no such format. */
 int hotlist_format_parse(const char *name, enum hotlist_format *ret, struct error *err);
 const char *hotlist_format_name(enum hotlist_format format);
 
 /*
  * Bytes to list, the format found from the bytes themselves. Anything malformed gives -EBADMSG with code "bad_hot_list", and
- * ERR names the byte offset (HPL1), the line (CSV) or the line and column (JSON). Reading accepts any order and
+ * ERR names the byte offset (HPL1, HPL2), the line (CSV) or the line and column (JSON). Reading accepts any order and
  * duplicates. Memory is bounded by SIZE (16 bytes for each 2 of input), whatever the input claims. -ENOMEM: no memory.
  */
 int hotlist_decode(const void *data, size_t size, struct hotlist **ret, struct error *err);
 
-/* List to bytes that the caller frees. HPL1 is sorted and without duplicates; the others keep the list's order. */
+/*
+ * List to bytes that the caller frees. HPL1 is the set of pages, sorted; HPL2 is without duplicates, of which the first counts, and in the list's
+ * order; JSON and CSV hold all that the list does, but CSV not its origin. -ENOMEM; for HPL2 also -EINVAL (an offset that is not a multiple of
+ * 4096, an origin that cannot be) and -E2BIG.
+ */
 int hotlist_encode(const struct hotlist *list, enum hotlist_format format, void **ret_data, size_t *ret_size,
 		   struct error *err);
 
@@ -142,6 +174,20 @@ struct hotlist_region {
  */
 int hotlist_check(const struct hotlist *list, const struct hotlist_region *regions, size_t region_count,
 		  struct error *err);
+
+/* Whether the list says which image it was recorded on. */
+bool hotlist_origin_is_bound(const struct hotlist_origin *origin);
+
+/*
+ * A list that says which image it was recorded on is of no use on another one. SIZE (bytes) and DIGEST, from image_identity(), are those of
+ * IMAGE, its name for messages. -ESTALE with code "bad_hot_list"; 0 for a list that says nothing.
+ */
+int hotlist_check_image(const struct hotlist *list, const char *image, uint64_t size,
+			const uint8_t digest[static IMAGE_IDENTITY_SIZE], struct error *err);
+
+/* That number and sizes of the regions are those that the list was recorded on, if it has them. -EINVAL with code "bad_hot_list". */
+int hotlist_check_layout(const struct hotlist *list, const struct hotlist_region *regions, size_t region_count,
+			 struct error *err);
 
 /* What a list says of one region. Offsets in bytes. */
 struct hotlist_region_summary {

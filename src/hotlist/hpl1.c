@@ -26,7 +26,7 @@ static int check_magic(const uint8_t *data, size_t size, struct error *err)
 				size);
 	if (!memcmp(data, MAGIC, MAGIC_SIZE))
 		return 0;
-	if (!memcmp(data, "HPL", 3) && data[3] >= '2' && data[3] <= '9')
+	if (!memcmp(data, "HPL", 3) && data[3] >= '3' && data[3] <= '9')
 		return BAD_LIST(err,
 				"bad magic at byte 0: \"HPL%c\", a format that this version of faultline cannot read",
 				data[3]);

@@ -5,15 +5,16 @@
 #include <stdlib.h>
 
 #include "base/checked.h"
+#include "hotlist/format.h"
 
 /* NULL: out of memory. */
 static struct hotlist *sorted_copy(const struct hotlist *list)
 {
-	struct hotlist *copy = hotlist_copy(list);
+	_cleanup_hotlist_ struct hotlist *copy = hotlist_copy_pages(list);
 
-	if (copy)
-		hotlist_sort(copy);
-	return copy;
+	if (!copy || hotlist_sort(copy) < 0)
+		return NULL;
+	return TAKE_PTR(copy);
 }
 
 static struct hotlist_region_summary *add_region(struct hotlist_summary *summary, size_t *capacity)

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "base/cleanup.h"
+#include "hotlist/page_index.h"
 
 /* Four million touches and sleeps are 16 GiB of guest memory and a few hundred MB here: more is not a warm-up. */
 #define RECORDING_MAX (4u << 20)
@@ -36,7 +37,8 @@ struct vcpu_sleep {
 };
 
 struct recording {
-	struct touch *touches; /* only the first of each page */
+	struct touch *touches;	/* only the first of each page */
+	struct page_index seen; /* numbers are places in TOUCHES */
 	size_t touch_count, touch_capacity;
 	struct vcpu_sleep *sleeps;
 	size_t sleep_count, sleep_capacity;
@@ -44,7 +46,12 @@ struct recording {
 	bool full;	      /* RECORDING_MAX or memory ran out */
 };
 
-/* 0, -ENOMEM or -ENOSPC (RECORDING_MAX); the recording is as it was and marked full then. */
+/*
+ * A page's touches may be told in any order, and more than once: the one that began first stays. Where that one seemed to find the page
+ * there and a demand fault on it began within TOUCH_FOLLOWED_NS, both are the same touch (KVM sees it before the fault does): it keeps its time, and takes
+ * the fault's end. 0, -ENOMEM or -ENOSPC (RECORDING_MAX); the recording is as it was and marked full then.
+ */
+#define TOUCH_FOLLOWED_NS 10000000u
 int recording_add_touch(struct recording *recording, const struct touch *touch);
 int recording_add_sleep(struct recording *recording, const struct vcpu_sleep *sleep);
 void recording_clear(struct recording *recording);

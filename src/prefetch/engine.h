@@ -1,7 +1,8 @@
 /*
- * Prefetch workers, shared by all forks. Each takes a slice of one fork's plan, then of the next one's; where there is only one fork they all
- * work for it. A worker may wait for a disk;
- * it never holds a fork's gate while it does, and it never makes a removed page come back.
+ * Prefetch workers, shared by all forks. Each takes a slice of one fork's plan, or of its stream, then of the next one's. A plan is for a
+ * guest that waits for it: where there is only one, all workers are at it. A stream runs beside its guest, one worker at a time
+ * as long as its pages are in memory; where they are not, several reads of it are under way. Whoever waits for a disk is not counted as
+ * working, so that the other forks' pages go on; it never holds a fork's gate while it does, and it never makes a removed page come back.
  */
 #pragma once
 
@@ -11,13 +12,16 @@
 
 #include "base/error.h"
 #include "prefetch/plan.h"
+#include "prefetch/stream.h"
 #include "template/keeper.h"
 #include "template/source.h"
 #include "uffd/guest_memory.h"
 
 struct prefetch_job {
-	struct plan *plan; /* the job's maker owns it, memory and source, and frees them after done */
-	/* Makes the plan, on a worker, where it is NULL: reading and sorting a long list takes its time. 0 or negative errno. */
+	/* One of the two; the job's maker owns it, memory and source, and frees them after done. */
+	struct plan *plan;
+	struct stream *stream;
+	/* Makes it, on a worker, where both are NULL: reading and sorting a long list takes its time. 0 or negative errno. */
 	int (*prepare)(struct prefetch_job *job);
 	struct guest_memory *memory;
 	struct source *source;
@@ -40,8 +44,10 @@ struct prefetch_job {
 	/* The engine's from here on. */
 	size_t run; /* where the next slice begins, with AT; under the engine's lock, as what follows */
 	uint64_t at;
-	unsigned working; /* workers that have a slice of it */
+	unsigned working, waiting; /* workers that have a slice of it, and those of them that wait for a disk */
 	bool queued;
+	bool slow;  /* what it took last was not in memory */
+	bool dry;   /* of a stream: nothing was left to be taken */
 	int result; /* why it is given up, or 0 */
 	_Atomic int first_error;
 	struct prefetch_job *next;
@@ -49,7 +55,7 @@ struct prefetch_job {
 
 struct prefetch_engine;
 
-/* KEEPER, which outlives it, gives the leases on images. */
+/* At most WORKERS at work at once, besides those that wait for a disk. KEEPER, which outlives it, gives the leases on images. */
 int prefetch_engine_new(unsigned workers, struct keeper *keeper, struct prefetch_engine **ret, struct error *err);
 /* Ends what is under way (done gets -ECANCELED) and joins the workers. NULL is fine. */
 void prefetch_engine_free(struct prefetch_engine *engine);

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int check(const struct hotlist *list, const struct region *regions, size_t count, struct error *err)
+int plan_check(const struct hotlist *list, const struct region *regions, size_t count, struct error *err)
 {
 	_cleanup_free_ struct hotlist_region *sizes = calloc(count, sizeof *sizes);
 	if (!sizes)
@@ -93,7 +93,8 @@ static int fill(struct plan *plan, struct hotlist *list, const struct region *re
 		if (r < 0)
 			return r;
 	}
-	hotlist_sort(list);
+	if (hotlist_sort(list) < 0)
+		return -ENOMEM;
 	plan_small(plan, list, regions);
 	if (huge.count > 0)
 		memcpy(&plan->runs[plan->count], huge.runs, huge.count * sizeof huge.runs[0]);
@@ -105,7 +106,7 @@ static int fill(struct plan *plan, struct hotlist *list, const struct region *re
 int plan_new(struct hotlist *list, const struct region *regions, size_t region_count, struct plan **ret,
 	     struct error *err)
 {
-	int r = check(list, regions, region_count, err);
+	int r = plan_check(list, regions, region_count, err);
 	if (r < 0)
 		return r;
 

@@ -115,3 +115,22 @@ int check_memory(const struct replay_config *config, struct replay_shared *share
 		check_unasked(&check);
 	return 0;
 }
+
+int check_tail(const struct replay_config *config, struct replay_shared *shared, const struct memory *memory)
+{
+	_cleanup_free_ uint8_t *touched = calloc(config->image->pages / 8 + 1, 1);
+	struct check check = { config, shared, memory, touched };
+	size_t left = config->tail;
+
+	if (!touched)
+		return -ENOMEM;
+	for (size_t i = 0; i < config->trace->count; i++)
+		touched[config->trace->touches[i].page / 8] |= (uint8_t)(1u << config->trace->touches[i].page % 8);
+	for (uint64_t page = 0; page < config->image->pages && left; page++) {
+		if (touched[page / 8] >> page % 8 & 1 || !trace_image_has_data(config->image, page))
+			continue;
+		check_page(&check, page, false);
+		left--;
+	}
+	return 0;
+}

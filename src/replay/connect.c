@@ -27,14 +27,15 @@ static int failed(const struct faultline_error *error, struct error *err)
 			 error->what, error->remedy[0] ? ": " : "", error->remedy);
 }
 
-int connect_memory(const char *socket, bool answers, void *base, uint64_t size, int *ret_connection, struct error *err)
+int connect_memory(const char *socket, bool answers, void *const *mappings, unsigned count, uint64_t size, int *ret_connection, struct error *err)
 {
 	struct faultline_client *client;
 	struct faultline_error error;
 	int r = faultline_new(&client, &error);
 
 	if (r == FAULTLINE_OK) {
-		r = faultline_add(client, base, size, 0, TRACE_PAGE, &error);
+		for (unsigned i = 0; r == FAULTLINE_OK && i < count; i++)
+			r = faultline_add(client, mappings[i], size, 0, TRACE_PAGE, &error);
 		if (r == FAULTLINE_OK)
 			r = faultline_connect(client, socket, -1, answers ? 0 : FAULTLINE_CONNECT_UNANSWERED, &error);
 		if (r == FAULTLINE_OK)

@@ -24,7 +24,7 @@ static uint64_t percentile(const uint64_t *sorted, size_t count, unsigned percen
  */
 static uint64_t waits(const struct replay_config *config, const struct lane *lane)
 {
-	return config->memory == REPLAY_SERVED ? lane->sleeps : lane->major_faults;
+	return replay_is_served(config) ? lane->sleeps : lane->major_faults;
 }
 
 /* SLOW has room for all touches. VCPU: -1 for all. */

@@ -55,7 +55,7 @@ static int died(struct replay_guest *guest, struct error *err)
 	while (waitpid(guest->pid, &status, 0) < 0 && errno == EINTR)
 		;
 	guest->pid = 0;
-	if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL && guest->config->memory == REPLAY_SERVED)
+	if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL && replay_is_served(guest->config))
 		return error_set(err, -EPIPE, "server_gone",
 				 "the guest was killed while it ran, as a page server does to its VMs when it stops or can't serve "
 				 "them on: see its log");
@@ -130,26 +130,57 @@ int replay_start(const struct replay_config *config, struct replay_guest **ret, 
 	guest->shared = shared;
 	int r = start_process(guest, err);
 	if (r >= 0)
-		r = hear(guest, SAY_CONNECTED, config->memory == REPLAY_SERVED ? HANDSHAKE_S * 1000 : -1, err);
+		r = hear(guest, SAY_CONNECTED, replay_is_served(config) ? HANDSHAKE_S * 1000 : -1, err);
 	if (r < 0)
 		return r;
 	*ret = TAKE_PTR(guest);
 	return 0;
 }
 
+/* Goes through a guest's records in the trace's order, in which they stand within each lane. */
+struct cursor {
+	const struct replay_guest *guest;
+	size_t next[TRACE_VCPUS_MAX];
+};
+
+static struct cursor cursor_at_start(const struct replay_guest *guest)
+{
+	struct cursor cursor = { .guest = guest };
+
+	for (unsigned l = 0; l < guest->shared->lane_count; l++)
+		cursor.next[l] = guest->shared->lanes[l].first;
+	return cursor;
+}
+
+static const struct touch_record *cursor_step(struct cursor *cursor, const struct trace_touch *touch)
+{
+	return &cursor->guest->shared->records[cursor->next[lane_of(cursor->guest->config, touch)]++];
+}
+
+void replay_touch_times(const struct replay_guest *guest, uint64_t *started_ns, uint64_t *ended_ns)
+{
+	const struct trace *trace = guest->config->trace;
+	struct cursor cursor = cursor_at_start(guest);
+
+	for (size_t i = 0; i < trace->count; i++) {
+		const struct touch_record *record = cursor_step(&cursor, &trace->touches[i]);
+
+		if (started_ns)
+			started_ns[i] = record->started_ns;
+		if (ended_ns)
+			ended_ns[i] = record->ended_ns;
+	}
+}
+
 static void print_touches(const struct replay_guest *guest, FILE *f)
 {
 	const struct trace *trace = guest->config->trace;
-	const struct replay_shared *shared = guest->shared;
-	/* In a lane, records stand in the trace's order. */
-	size_t next[TRACE_VCPUS_MAX];
+	struct cursor cursor = cursor_at_start(guest);
 
-	for (unsigned l = 0; l < shared->lane_count; l++)
-		next[l] = shared->lanes[l].first;
 	fputs("page,vcpu,kind,at_ns,started_ns,ended_ns\n", f);
 	for (size_t i = 0; i < trace->count; i++) {
 		const struct trace_touch *touch = &trace->touches[i];
-		const struct touch_record *record = &shared->records[next[lane_of(guest->config, touch)]++];
+		const struct touch_record *record = cursor_step(&cursor, touch);
 
 		fprintf(f, "%" PRIu32 ",%u,%c,%" PRIu64 ",%" PRIu64 ",%" PRIu64 "\n", touch->page, touch->vcpu,
 			touch->kind, touch->at, record->started_ns, record->ended_ns);
@@ -172,15 +203,30 @@ int replay_write_touches(const struct replay_guest *guest, const char *path, str
 	return 0;
 }
 
-int replay_run(struct replay_guest *guest, struct replay_result *ret, struct error *err)
+/* Tells it to do something, and waits until it is done. */
+static int lead(struct replay_guest *guest, char letter, struct error *err)
 {
-	char letter = SAY_RUN;
-
 	/* Where it has died meanwhile, hear says so. */
 	(void)!send(guest->talk, &letter, 1, MSG_NOSIGNAL);
-	int r = hear(guest, SAY_DONE, -1, err);
+	return hear(guest, SAY_DONE, -1, err);
+}
+
+int replay_run(struct replay_guest *guest, struct replay_result *ret, struct error *err)
+{
+	int r = lead(guest, SAY_RUN, err);
+
 	if (r < 0)
 		return r;
 	*ret = guest->shared->result;
 	return 0;
+}
+
+int replay_linger(struct replay_guest *guest, struct error *err)
+{
+	int r = lead(guest, SAY_LINGER, err);
+
+	if (r >= 0 && guest->shared->wrong.count)
+		return error_set(err, -EBADMSG, "wrong_page", "page %" PRIu64 " is wrong from byte %u on: %s",
+				 guest->shared->wrong.page, guest->shared->wrong.byte, guest->shared->wrong.what);
+	return r;
 }

@@ -15,14 +15,23 @@
 
 enum replay_memory {
 	REPLAY_SERVED,	/* by the server that listens on a socket */
+	REPLAY_SHARED,	/* the same, but a memfd that is mapped twice: prefetched through one mapping, touched through the other */
 	REPLAY_PLAIN,	/* mmap(MAP_PRIVATE) of the image */
 	REPLAY_PRESENT, /* every page is there before: the floor */
 };
 
 enum replay_vcpus {
 	REPLAY_WAITING,	    /* a thread each; no touch before those that came REPLAY_SLACK_NS earlier have ended */
+	REPLAY_HALTING,	    /* the same, but who has to wait for another sleeps until that one wakes it, as a halted vCPU does */
 	REPLAY_INDEPENDENT, /* a thread each, which knows nothing of the others */
 	REPLAY_ONE,	    /* one thread for all */
+};
+
+/* What a vCPU does between two touches, and so what its clock is. */
+enum replay_pace {
+	REPLAY_SPINS,	 /* runs, and its time is the wall's */
+	REPLAY_COMPUTES, /* runs, and its time is what it gets of a CPU; for REPLAY_INDEPENDENT and REPLAY_ONE */
+	REPLAY_IDLES,	 /* sleeps until a timer wakes it, where there is time enough for that; for REPLAY_INDEPENDENT */
 };
 
 /* Closer together, two vCPUs' touches have nothing to do with each other: an interrupt between vCPUs takes about as long. */
@@ -36,6 +45,8 @@ struct replay_config {
 	uint64_t seed; /* of the image's content */
 	enum replay_memory memory;
 	enum replay_vcpus vcpus;
+	enum replay_pace pace;
+	size_t tail;		   /* so many pages that the trace does not have are touched when replay_linger is called */
 	const char *template_path; /* the image's file, for REPLAY_PLAIN */
 	const char *socket;	   /* for REPLAY_SERVED */
 	bool answers;		   /* the server there is one of faultline, which says whether it took the memory */
@@ -75,6 +86,12 @@ struct replay_result {
 	bool crowded; /* more vCPU threads than CPUs for them: they gave way to each other while they waited */
 };
 
+/* Whether a server supplies the memory. */
+static inline bool replay_is_served(const struct replay_config *config)
+{
+	return config->memory == REPLAY_SERVED || config->memory == REPLAY_SHARED;
+}
+
 struct replay_guest;
 
 /*
@@ -88,6 +105,12 @@ int replay_start(const struct replay_config *config, struct replay_guest **ret, 
  * ended for long), bad_page (SIGBUS), guest_failed, interrupted (-EINTR). That pages were wrong is a result, and no error.
  */
 int replay_run(struct replay_guest *guest, struct replay_result *ret, struct error *err);
+
+/* After replay_run: touches the `tail` as well, pages with data in order of address, and checks them. Codes as replay_run. */
+int replay_linger(struct replay_guest *guest, struct error *err);
+
+/* After replay_run: when each touch began, and when it ended, since the guest's start; in the trace's order. Either may be NULL. */
+void replay_touch_times(const struct replay_guest *guest, uint64_t *started_ns, uint64_t *ended_ns);
 
 /* After replay_run: each touch with its times since the guest's start, in the trace's order, as CSV. Codes: disk_full, io_error. */
 int replay_write_touches(const struct replay_guest *guest, const char *path, struct error *err);

@@ -18,9 +18,11 @@ struct touch_record {
 	uint64_t value; /* of the word that was touched, as it was before */
 };
 
-/* One thread, and the touches that are its own. It alone writes here, but for what others read of it: `progress`. */
+/* One thread, and the touches that are its own. It alone writes here, but for `wanted`; others read `progress`. */
 struct lane {
 	_Alignas(64) _Atomic size_t progress; /* touches that have ended */
+	/* REPLAY_HALTING: for which progress of this lane each other one sleeps; 0: it doesn't. */
+	_Atomic size_t wanted[TRACE_VCPUS_MAX];
 	size_t count;
 	size_t first;				     /* where its records begin */
 	uint32_t *touches;			     /* their numbers in the trace, in order */
@@ -47,6 +49,9 @@ struct memory {
 	uint64_t size;
 	int connection; /* to the server; -1: none */
 };
+
+/* Of REPLAY_SHARED, in the handshake: the mapping that is prefetched, and the one that is touched. */
+enum { REGION_PREFETCHED, REGION_TOUCHED };
 
 /* Which word of a page a touch goes to: a different one on each page. */
 static inline unsigned touched_word(uint64_t page)
@@ -87,6 +92,9 @@ void runner_release(struct runner *runner);
 /* Compares every byte of every page that is there. 0 or -ENOMEM. */
 int check_memory(const struct replay_config *config, struct replay_shared *shared, const struct memory *memory);
 
+/* Touches config->tail pages with data that the trace does not have, and compares them. -ENOMEM. */
+int check_tail(const struct replay_config *config, struct replay_shared *shared, const struct memory *memory);
+
 /* Records to figures. -ENOMEM. */
 int figures_make(const struct replay_config *config, const struct replay_shared *shared, struct replay_result *result);
 
@@ -94,4 +102,4 @@ int figures_make(const struct replay_config *config, const struct replay_shared 
 void guest_process(const struct replay_config *config, struct replay_shared *shared, int talk) __attribute__((noreturn));
 
 /* What the two say to each other. */
-enum { SAY_CONNECTED = 'c', SAY_RUN = 'r', SAY_DONE = 'd', SAY_FAILED = 'f' };
+enum { SAY_CONNECTED = 'c', SAY_RUN = 'r', SAY_DONE = 'd', SAY_LINGER = 'l', SAY_FAILED = 'f' };

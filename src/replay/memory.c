@@ -29,6 +29,22 @@ static int map_empty(struct memory *memory, struct error *err)
 	return 0;
 }
 
+/* Twice the same pages: what is put into one mapping is in memory for the other, but not mapped there. */
+static int map_shared(struct memory *memory, void **ret_prefetched, struct error *err)
+{
+	_cleanup_close_ int fd = memfd_create("replay", MFD_CLOEXEC);
+
+	if (fd < 0 || ftruncate(fd, (off_t)memory->size) < 0)
+		return map_failed(memory->size, err);
+	void *prefetched = mmap(NULL, memory->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+	void *touched = mmap(NULL, memory->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+	if (prefetched == MAP_FAILED || touched == MAP_FAILED)
+		return map_failed(memory->size, err);
+	memory->base = touched;
+	*ret_prefetched = prefetched;
+	return 0;
+}
+
 static int map_image(struct memory *memory, const char *path, struct error *err)
 {
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -65,11 +81,14 @@ static void fill(const struct replay_config *config, char *base)
 int memory_open(const struct replay_config *config, struct memory *ret, uint64_t *ret_handshake_ns, struct error *err)
 {
 	struct memory memory = { .size = config->image->pages * TRACE_PAGE, .connection = -1 };
+	void *prefetched = NULL;
 	int r;
 
 	if (config->memory == REPLAY_PLAIN) {
 		*ret_handshake_ns = now_ns();
 		r = map_image(&memory, config->template_path, err);
+	} else if (config->memory == REPLAY_SHARED) {
+		r = map_shared(&memory, &prefetched, err);
 	} else {
 		r = map_empty(&memory, err);
 	}
@@ -77,8 +96,13 @@ int memory_open(const struct replay_config *config, struct memory *ret, uint64_t
 		fill(config, memory.base);
 	if (config->memory != REPLAY_PLAIN)
 		*ret_handshake_ns = now_ns();
-	if (r >= 0 && config->memory == REPLAY_SERVED)
-		r = connect_memory(config->socket, config->answers, memory.base, memory.size, &memory.connection, err);
+	if (r >= 0 && replay_is_served(config)) {
+		/* In the order of REGION_PREFETCHED and REGION_TOUCHED, where there are both. */
+		void *mappings[] = { prefetched ?: memory.base, memory.base };
+
+		r = connect_memory(config->socket, config->answers, mappings, prefetched ? 2 : 1, memory.size,
+				   &memory.connection, err);
+	}
 	if (r < 0)
 		return r;
 	*ret = memory;

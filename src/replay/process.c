@@ -156,14 +156,32 @@ static void say(int talk, char letter)
 		_exit(1);
 }
 
-static void hear(int talk, char expected)
+/* False at the end of the conversation. */
+static bool hear(int talk, char expected)
 {
 	char letter = 0;
+	ssize_t n;
 
-	while (read(talk, &letter, 1) < 0 && errno == EINTR)
-		;
-	if (letter != expected)
+	do
+		n = read(talk, &letter, 1);
+	while (n < 0 && errno == EINTR);
+	if (n == 1 && letter != expected)
 		_exit(1);
+	return n == 1;
+}
+
+static int out_of_memory(const char *what, struct error *err)
+{
+	return error_set(err, -ENOMEM, "no_memory", "there is not enough memory to %s", what);
+}
+
+/* Checks what the threads have done, and makes figures of it. */
+static int conclude(const struct replay_config *config, struct replay_shared *shared, const struct memory *memory,
+		    struct error *err)
+{
+	if (check_memory(config, shared, memory) < 0)
+		return out_of_memory("check the pages", err);
+	return figures_make(config, shared, &shared->result) < 0 ? out_of_memory("sort the times", err) : 0;
 }
 
 void guest_process(const struct replay_config *config, struct replay_shared *shared, int talk)
@@ -178,18 +196,23 @@ void guest_process(const struct replay_config *config, struct replay_shared *sha
 	int r = prepare(config, &runner, &memory, &err);
 	if (r >= 0) {
 		say(talk, SAY_CONNECTED);
-		hear(talk, SAY_RUN);
+		if (!hear(talk, SAY_RUN))
+			_exit(1);
 		runner_release(&runner);
 		r = watch(config, &runner, memory.connection, &err);
 	}
-	if (r >= 0 && check_memory(config, shared, &memory) < 0)
-		r = error_set(&err, -ENOMEM, "no_memory", "there is not enough memory to check the pages");
 	if (r >= 0)
-		r = figures_make(config, shared, &shared->result) < 0
-			    ? error_set(&err, -ENOMEM, "no_memory", "there is not enough memory to sort the times")
-			    : 0;
+		r = conclude(config, shared, &memory, &err);
 	if (r < 0)
 		give_up(shared, talk, &err);
 	say(talk, SAY_DONE);
+	/* It lives until it is killed, so that its fork stands as it was for whoever asks about it. */
+	while (hear(talk, SAY_LINGER)) {
+		if (check_tail(config, shared, &memory) < 0) {
+			out_of_memory("find the pages to touch", &err);
+			give_up(shared, talk, &err);
+		}
+		say(talk, SAY_DONE);
+	}
 	_exit(0);
 }

@@ -40,6 +40,8 @@ struct trace {
 int trace_parse(const void *data, size_t size, struct trace **ret, struct error *err);
 /* The same from a file; ERR names it. */
 int trace_load(const char *path, struct trace **ret, struct error *err);
+/* A copy in which VCPUS (1 to TRACE_VCPUS_MAX) make the touches: BURST of them (at least 1) by one, the next by another. -ENOMEM. */
+int trace_spread(const struct trace *trace, unsigned vcpus, unsigned burst, struct trace **ret, struct error *err);
 void trace_free(struct trace *trace);
 DEFINE_CLEANUP(struct trace, trace_free)
 #define _cleanup_trace_ _cleanup_(cleanup_trace_free)

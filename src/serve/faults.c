@@ -16,28 +16,45 @@
 /* From a copy to knowing that it was right takes a system call: a microsecond, or as long as a thread may be kept from its CPU. */
 #define PROOF_NS (20 * NSEC_PER_MSEC)
 
-/* Later, once the guest's map has stopped changing. */
-static void try_again(struct watcher *w, struct session *s, uint64_t address, uint64_t read_ns)
+/* The page is in, and who waited for it runs again, or will in a moment. */
+static void stamp(const struct demand *d, uint64_t now)
 {
-	if (w) {
-		watcher_defer(w, address, read_ns);
+	const struct session *s = d->session;
+
+	if (!is_stamped(s))
+		return;
+	const struct observer_stamp stamp = {
+		.fork = s->observed,
+		.address = d->address,
+		.read_ns = d->read_ns,
+		.source_ns = d->source_ns,
+		.copied_ns = now,
+	};
+	s->observer->stamp(s->observer->data, d->pager->index, &stamp);
+}
+
+/* Later, once the guest's map has stopped changing. */
+static void try_again(const struct demand *d, uint64_t address)
+{
+	if (d->watcher) {
+		watcher_defer(d->watcher, address, d->read_ns);
 		return;
 	}
-	const struct map_piece *piece = address_map_find(&s->memory->map, address);
+	const struct guest_memory *memory = d->session->memory;
+	const struct map_piece *piece = address_map_find(&memory->map, address);
 	if (piece)
-		uffd_wake(s->memory->fd, address & ~(piece->page_size - 1), piece->page_size);
+		uffd_wake(memory->fd, address & ~(piece->page_size - 1), piece->page_size);
 }
 
-static uint64_t image_offset(const struct guest_memory *memory, uint64_t page)
+static const struct region *region_of(const struct session *s, uint64_t page)
 {
-	const struct region *region = regions_of_page(memory->regions, memory->region_count, page);
-
-	return region->offset + (page - region->first_page) * region->page_size;
+	return regions_of_page(s->memory->regions, s->memory->region_count, page);
 }
 
-void poison(struct watcher *w, struct session *s, uint64_t page, uint64_t read_ns, int error)
+void poison(const struct demand *d, int error)
 {
-	uint64_t offset = image_offset(s->memory, page);
+	struct session *s = d->session;
+	uint64_t page = d->page, offset = region_image_offset(region_of(s, page), page);
 	const char *why =
 		error == -ENODATA ? "the image has become shorter than it was when it was added" : strerror(-error);
 	struct supply supply = guest_memory_poison(s->memory, page);
@@ -52,12 +69,14 @@ void poison(struct watcher *w, struct session *s, uint64_t page, uint64_t read_n
 					 s->template->memory, offset, why))
 			log_error(s->name, "%s", s->trouble);
 		bump(&s->poisoned);
+		if (is_stamped(s))
+			stamp(d, now_ns());
 		return;
 	case SUPPLY_RETRY: {
 		const struct map_piece *piece = guest_memory_piece(s->memory, page);
 		page_states_change(s->memory->states, page, PAGE_COMING, PAGE_ABSENT);
 		if (piece)
-			try_again(w, s, piece_address(piece, page), read_ns);
+			try_again(d, piece_address(piece, page));
 		return;
 	}
 	case SUPPLY_GONE:
@@ -71,48 +90,58 @@ void poison(struct watcher *w, struct session *s, uint64_t page, uint64_t read_n
 	}
 }
 
-void settle(struct watcher *w, struct session *s, uint64_t page, uint64_t address, uint64_t read_ns, bool zero,
-	    const struct supply *supply)
+static void settle_done(const struct demand *d, bool zero, const struct supply *supply)
 {
+	struct session *s = d->session;
+	uint64_t now = now_ns();
+
+	if (d->watcher && d->pager->wake == WAKE_LATER && supply->copied + supply->present > 0)
+		watcher_wake_later(d->watcher, d->page);
+	if (supply->copied > 0) {
+		bump(zero ? &s->zeroed : &s->copied);
+		if (!zero && atomic_load_explicit(&s->recording, memory_order_relaxed))
+			session_record(s, d->page, now);
+	}
+	/* Unmapped without an event: should memory come back there, its faults must not be taken for ones in progress. */
+	if (supply->skipped > 0)
+		page_states_change(s->memory->states, d->page, PAGE_COMING, PAGE_ABSENT);
+	histogram_add(&s->stall, now - d->read_ns);
+	stamp(d, now);
+}
+
+void settle(const struct demand *d, bool zero, const struct supply *supply)
+{
+	struct session *s = d->session;
+
 	switch (supply->outcome) {
 	case SUPPLY_DONE:
-		if (w && w->pager->wake == WAKE_LATER && supply->copied + supply->present > 0)
-			watcher_wake_later(w, page);
-		if (supply->copied > 0) {
-			bump(zero ? &s->zeroed : &s->copied);
-			if (!zero && atomic_load_explicit(&s->recording, memory_order_relaxed))
-				session_record(s, page);
-		}
-		/* Unmapped without an event: should memory come back there, its faults must not be taken for ones in progress. */
-		if (supply->skipped > 0)
-			page_states_change(s->memory->states, page, PAGE_COMING, PAGE_ABSENT);
-		histogram_add(&s->stall, now_ns() - read_ns);
+		settle_done(d, zero, supply);
 		return;
 	case SUPPLY_RETRY:
-		page_states_change(s->memory->states, page, PAGE_COMING, PAGE_ABSENT);
-		try_again(w, s, address, read_ns);
+		page_states_change(s->memory->states, d->page, PAGE_COMING, PAGE_ABSENT);
+		try_again(d, d->address);
 		return;
 	case SUPPLY_GONE:
 		session_end(s);
 		return;
 	case SUPPLY_NO_MEMORY: {
-		const struct region *region = regions_of_page(s->memory->regions, s->memory->region_count, page);
 		char why[200];
 
-		describe_no_memory(region->page_size, why, sizeof why);
+		describe_no_memory(region_of(s, d->page)->page_size, why, sizeof why);
 		session_stop_vmm(s, "%s", why);
 		return;
 	}
 	default:
-		session_stop_vmm(s, "the kernel refused a page at 0x%" PRIx64 ": %s", address, strerror(-supply->error));
+		session_stop_vmm(s, "the kernel refused a page at 0x%" PRIx64 ": %s", d->address,
+				 strerror(-supply->error));
 	}
 }
 
-void supply_zero(struct watcher *w, struct session *s, uint64_t page, uint64_t address, uint64_t read_ns)
+void supply_zero(const struct demand *d)
 {
-	struct supply supply = guest_memory_zero(s->memory, page, w ? w->pager->wake : WAKE_NOW);
+	struct supply supply = guest_memory_zero(d->session->memory, d->page, d->watcher ? d->pager->wake : WAKE_NOW);
 
-	settle(w, s, page, address, read_ns, true, &supply);
+	settle(d, true, &supply);
 }
 
 /* An address outside the regions: a page on the move, whose event is not read yet; or a peer that registered more than it said. */
@@ -131,11 +160,60 @@ static void stray(struct session *s, uint64_t address, uint64_t page_size)
  */
 static bool may_be_unproved(const struct session *s, uint64_t page, uint64_t read_ns)
 {
-	const struct guest_memory *memory = s->memory;
-	const struct region *region = regions_of_page(memory->regions, memory->region_count, page);
+	const struct region *region = region_of(s, page);
 
-	return !source_intact(s->template->source, region->page_size, image_offset(memory, page)) &&
+	return !source_intact(s->template->source, region->page_size, region_image_offset(region, page)) &&
 	       now_ns() - read_ns < PROOF_NS;
+}
+
+/* From the image's mapping, where it is known to be in memory. False: its bytes have to be had in another way. */
+static bool supply_peeked(const struct demand *d, uint64_t size, uint64_t offset)
+{
+	struct pager *pager = d->pager;
+	struct session *s = d->session;
+	struct source *source = s->template->source;
+	const void *bytes = source_peek(source, size, offset, d->read_ns);
+	struct supply supply;
+
+	if (!bytes) {
+		if (atomic_load_explicit(&source->stale, memory_order_relaxed))
+			keeper_ask(pager->keeper, s->template);
+		return false;
+	}
+	if (supply_from_image(s->memory, source, &pager->leasing, d->page, 1, bytes, size, offset, pager->wake,
+			      &supply) < 0) {
+		session_stop_vmm(s, "can't read a page of its template's image '%s': it was cut short there meanwhile",
+				 s->template->memory);
+		session_end(s);
+		return true;
+	}
+	if (supply.outcome == SUPPLY_FAILED && supply.error == -EFAULT)
+		return false; /* the image has been cut short: reading it tells */
+	settle(d, false, &supply);
+	return true;
+}
+
+static void supply_from_source(const struct demand *d, uint64_t size)
+{
+	struct session *s = d->session;
+	struct pager *pager = d->pager;
+	uint64_t offset = region_image_offset(region_of(s, d->page), d->page);
+
+	if (supply_peeked(d, size, offset))
+		return;
+	int r = source_read_now(s->template->source, pager->buffer, size, offset);
+	if (r == -EAGAIN) {
+		fetch(d, size);
+	} else if (r < 0) {
+		poison(d, r);
+	} else {
+		struct demand read = *d;
+
+		if (is_stamped(s))
+			read.source_ns = now_ns();
+		struct supply supply = guest_memory_supply(s->memory, d->page, 1, pager->buffer, pager->wake);
+		settle(&read, false, &supply);
+	}
 }
 
 void serve_fault(struct watcher *w, uint64_t fault_address, uint64_t read_ns)
@@ -151,8 +229,16 @@ void serve_fault(struct watcher *w, uint64_t fault_address, uint64_t read_ns)
 		return;
 	}
 
-	uint64_t page = piece_page(piece, fault_address), address = piece_address(piece, page), size = piece->page_size;
-	switch (page_states_get(memory->states, page)) {
+	const struct demand d = {
+		.pager = pager,
+		.watcher = w,
+		.session = s,
+		.page = piece_page(piece, fault_address),
+		.address = piece_address(piece, piece_page(piece, fault_address)),
+		.read_ns = read_ns,
+		.source_ns = read_ns,
+	};
+	switch (page_states_get(memory->states, d.page)) {
 	case PAGE_COMING:
 		return; /* its copy will wake this thread as well */
 	case PAGE_THERE:
@@ -160,47 +246,17 @@ void serve_fault(struct watcher *w, uint64_t fault_address, uint64_t read_ns)
 		 * Read late, and supplied since: only a wake is needed. Or dropped without an event that we would have been told by:
 		 * then it is a zero page, like every page that a guest gives back.
 		 */
-		if (may_be_unproved(s, page, read_ns)) {
+		if (may_be_unproved(s, d.page, read_ns)) {
 			watcher_defer(w, fault_address, read_ns);
 			return;
 		}
 		/* fall through */
 	case PAGE_REMOVED:
-		supply_zero(w, s, page, address, read_ns);
+		supply_zero(&d);
 		return;
 	case PAGE_ABSENT:
-		break;
-	}
-
-	uint64_t offset = image_offset(memory, page);
-	struct source *source = s->template->source;
-	const void *bytes = source_peek(source, size, offset, read_ns);
-	if (bytes) {
-		struct supply supply;
-		if (supply_from_image(memory, source, &pager->leasing, page, 1, bytes, size, offset, pager->wake,
-				      &supply) < 0) {
-			session_stop_vmm(s,
-					 "can't read a page of its template's image '%s': it was cut short there meanwhile",
-					 s->template->memory);
-			session_end(s);
-			return;
-		}
-		if (supply.outcome != SUPPLY_FAILED || supply.error != -EFAULT) {
-			settle(w, s, page, address, read_ns, false, &supply);
-			return;
-		}
-		/* the image has been cut short: reading it tells */
-	} else if (atomic_load_explicit(&source->stale, memory_order_relaxed)) {
-		keeper_ask(pager->keeper, s->template);
-	}
-
-	int r = source_read_now(source, pager->buffer, size, offset);
-	if (r == -EAGAIN) {
-		fetch(w, page, address, read_ns, size);
-	} else if (r < 0) {
-		poison(w, s, page, read_ns, r);
-	} else {
-		struct supply supply = guest_memory_supply(memory, page, 1, pager->buffer, pager->wake);
-		settle(w, s, page, address, read_ns, false, &supply);
+		session_note_demand(s, d.page);
+		supply_from_source(&d, piece->page_size);
+		return;
 	}
 }

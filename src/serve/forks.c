@@ -1,4 +1,4 @@
-/* The server's forks: created, connected, ended, removed, and what is told of them. */
+/* The life of the server's forks: created, connected, ended, removed. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -14,33 +14,10 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "serve/internal.h"
+#include "serve/observing.h"
 
 /* VMMs connect once each; a short queue is for mistakes. */
 #define LISTEN_BACKLOG 16
-
-/* `fork remove --force` kills; this is how long it waits for the end. */
-#define REMOVE_TIMEOUT_NS (10 * NSEC_PER_SEC)
-
-const char *fork_state_name(enum fork_state state)
-{
-	static const char *const names[] = { "waiting", "connected", "ready", "gone" };
-
-	return names[state];
-}
-
-const char *prefetch_mode_name(enum prefetch_mode mode)
-{
-	static const char *const names[] = { "off", "eager" };
-
-	return names[mode];
-}
-
-const char *prefetch_state_name(enum prefetch_state state)
-{
-	static const char *const names[] = { "none", "pending", "running", "done", "failed" };
-
-	return names[state];
-}
 
 struct fork *server_find_fork(struct server *server, const char *id)
 {
@@ -64,76 +41,6 @@ void fork_set_error(struct fork *fork, const char *message)
 		return;
 	free(fork->error);
 	fork->error = text;
-}
-
-/* ---- what is told ---- */
-
-static uint64_t since(const struct fork *fork, uint64_t ns)
-{
-	return ns ? ns - fork->created_ns : 0;
-}
-
-static void fill_session_info(const struct fork *fork, struct fork_info *ret)
-{
-	struct session *s = fork->session;
-
-	ret->pager_count = session_cpus(s, ret->pager_cpus, FORK_PAGERS_TOLD);
-	ret->faults = load(&s->faults);
-	ret->copied_pages = load(&s->copied);
-	ret->zeroed_pages = load(&s->zeroed);
-	ret->poisoned_pages = load(&s->poisoned);
-	ret->deferred_faults = load(&s->deferrals);
-	ret->slow_faults = load(&s->slow);
-	ret->stall_ns = load(&s->stall.sum);
-	ret->stall_p50_ns = histogram_percentile(&s->stall, 500);
-	ret->stall_p99_ns = histogram_percentile(&s->stall, 990);
-	ret->stall_max_ns = load(&s->stall.max);
-	ret->removed_pages = fork->state == FORK_GONE ? fork->removed_pages : load(&s->memory->removed_pages);
-	pthread_mutex_lock(&s->lock);
-	ret->recorded_pages = s->record_count;
-	if (!ret->error && (s->reason[0] || s->trouble[0]))
-		ret->error = strdup(s->reason[0] ? s->reason : s->trouble);
-	pthread_mutex_unlock(&s->lock);
-}
-
-static void fill_info(const struct fork *fork, struct fork_info *ret)
-{
-	*ret = (struct fork_info){
-		.state = fork->state,
-		.socket = strdup(fork->socket_path),
-		.pid = fork->pid,
-		.record = fork->record,
-		.prefetch = fork->prefetch,
-		.prefetch_state = fork->prefetch_state,
-		.hot_list = fork->hot_list ? strdup(fork->hot_list) : NULL,
-		.error = fork->error ? strdup(fork->error) : NULL,
-		.handshake = fork->handshake,
-		.prefetched_pages = fork->prefetched,
-		.prefetch_present_pages = fork->prefetch_present,
-		.prefetch_removed_pages = fork->prefetch_removed,
-		.prefetch_ns = fork->prefetch_ns,
-		.connected_ns = since(fork, fork->connected_ns),
-		.ready_ns = since(fork, fork->ready_ns),
-		.gone_ns = since(fork, fork->gone_ns),
-	};
-	memcpy(ret->id, fork->id, sizeof ret->id);
-	snprintf(ret->template, sizeof ret->template, "%s", fork->template->name);
-	if (fork->session)
-		fill_session_info(fork, ret);
-	ret->regions = calloc(fork->region_count ?: 1, sizeof ret->regions[0]);
-	if (ret->regions && fork->region_count > 0) {
-		memcpy(ret->regions, fork->regions, fork->region_count * sizeof ret->regions[0]);
-		ret->region_count = fork->region_count;
-	}
-}
-
-void fork_info_clear(struct fork_info *info)
-{
-	free(info->socket);
-	free(info->hot_list);
-	free(info->error);
-	free(info->regions);
-	*info = (struct fork_info){ 0 };
 }
 
 /* ---- create ---- */
@@ -192,7 +99,7 @@ static int check_spec(const struct fork_spec *spec, struct error *err)
 		}
 		if (spec->prefetch == PREFETCH_OFF)
 			return error_set(err, -EINVAL, "bad_prefetch",
-					 "a hot list without prefetch has no effect: say --prefetch eager with it");
+					 "a hot list without prefetch has no effect: say --prefetch eager or stream with it");
 	}
 	return 0;
 }
@@ -306,9 +213,11 @@ int server_fork_create(struct server *server, const struct fork_spec *spec, stru
 	server->fork_count++;
 	prune_ended(server);
 	if (ret)
-		fill_info(fork, ret);
+		fork_fill_info(fork, ret);
 	log_info(NULL, "fork %s: created from template %s%s%s", fork->id, template->name,
-		 fork->record ? ", recorded" : "", fork->prefetch == PREFETCH_EAGER ? ", prefetched" : "");
+		 fork->record ? ", recorded" : "", fork->prefetch == PREFETCH_EAGER    ? ", prefetched"
+		 : fork->prefetch == PREFETCH_STREAM ? ", streamed"
+						      : "");
 	return 0;
 }
 
@@ -328,7 +237,7 @@ static void stop_listening(struct server *server, struct fork *fork)
 void fork_connected(struct server *server, struct fork *fork)
 {
 	fork->state = FORK_CONNECTED;
-	fork->connected_ns = now_ns();
+	fork->connected_ns = fork->session->connected_ns = now_ns();
 	free(TAKE_PTR(fork->error)); /* of peers refused before */
 	stop_listening(server, fork);
 
@@ -338,6 +247,8 @@ void fork_connected(struct server *server, struct fork *fork)
 	log_info(fork->session->name, "connected: pid %d, %s handshake, %zu region%s, %" PRIu64 " MiB", (int)fork->pid,
 		 fork->handshake, fork->region_count, fork->region_count == 1 ? "" : "s", size >> 20);
 
+	observing_begin(server->observer, fork->session, fork->id, fork->record);
+	fork_release_traces(fork);
 	int r = placement_add(server->placement, fork->session);
 	if (r == 0)
 		r = server_watch(server, fork->session->pidfd, &fork->process_watch, WATCH_PROCESS, fork);
@@ -358,16 +269,31 @@ void fork_connected(struct server *server, struct fork *fork)
 	pthread_cond_broadcast(&server->changed);
 }
 
+void fork_set_ready(struct server *server, struct fork *fork)
+{
+	if (fork->state != FORK_CONNECTED)
+		return;
+	fork->state = FORK_READY;
+	fork->ready_ns = now_ns();
+	atomic_store(&fork->session->recording, false);
+	observing_ready(fork->session);
+	log_info(fork->session->name, "ready %.1f ms after its handshake",
+		 (double)(fork->ready_ns - fork->connected_ns) / 1e6);
+	pthread_cond_broadcast(&server->changed);
+}
+
 void fork_end(struct server *server, struct fork *fork)
 {
 	struct session *s = fork->session;
 
 	fork->removed_pages = load(&s->memory->removed_pages);
+	fork_keep_stream(fork);
 	fork->state = FORK_GONE;
 	fork->lingering = false;
 	fork->gone_ns = now_ns();
 	server_unwatch(server, s->pidfd);
 	server_unwatch(server, fork->socket_fd);
+	observing_end(s);
 	/* A VMM that waits for our end of the socket to close may use the addresses again as soon as it has. */
 	guest_memory_forget(s->memory);
 	close(TAKE_FD(fork->socket_fd));
@@ -416,241 +342,8 @@ void fork_drop(struct server *server, struct fork *fork)
 		}
 	server->fork_count--;
 	fork->removed = true;
+	fork_release_traces(fork);
 	fork->next = server->dead_forks;
 	server->dead_forks = fork;
 	pthread_cond_broadcast(&server->changed);
-}
-
-/* ---- requests ---- */
-
-int server_fork_get(struct server *server, const char *id, struct fork_info *ret, struct error *err)
-{
-	LOCK_SCOPE(&server->lock);
-	const struct fork *fork = server_find_fork(server, id);
-
-	if (!fork)
-		return fork_unknown(id, err);
-	fill_info(fork, ret);
-	return 0;
-}
-
-int server_fork_list(struct server *server, struct fork_info **ret, size_t *ret_count, struct error *err)
-{
-	LOCK_SCOPE(&server->lock);
-	struct fork_info *infos = calloc(server->fork_count ?: 1, sizeof *infos);
-	size_t n = 0;
-
-	if (!infos)
-		return error_set(err, -ENOMEM, "io_error", "out of memory");
-	for (const struct fork *fork = server->forks; fork; fork = fork->next)
-		fill_info(fork, &infos[n++]);
-	*ret = infos;
-	*ret_count = n;
-	return 0;
-}
-
-static int no_longer(const struct fork *fork, const char *what, struct error *err)
-{
-	return error_set(err, -ESRCH, "fork_gone", "fork '%s' has ended before it was %s%s%s", fork->id, what,
-			 fork->error ? ": " : "", fork->error ?: "");
-}
-
-int fork_reached(const struct fork *fork, enum fork_milestone milestone, struct error *err)
-{
-	switch (milestone) {
-	case MILESTONE_CONNECTED:
-		return fork->state != FORK_WAITING;
-	case MILESTONE_READY:
-		if (fork->ready_ns)
-			return 1;
-		return fork->state == FORK_GONE ? no_longer(fork, "ready", err) : 0;
-	case MILESTONE_GONE:
-		return fork->state == FORK_GONE;
-	case MILESTONE_PREFETCHED:
-		break;
-	}
-	switch (fork->prefetch_state) {
-	case PREFETCH_DONE:
-		return 1;
-	case PREFETCH_FAILED:
-		if (fork->state == FORK_GONE)
-			return no_longer(fork, "prefetched", err);
-		return error_set(err, -EIO, "prefetch_failed", "prefetching for fork '%s' failed: %s", fork->id,
-				 fork->error ?: "see the server's log");
-	case PREFETCH_NONE:
-		return error_set(err, -EINVAL, "not_prefetching",
-				 "fork '%s' was created without prefetch, and no list has been given since: use 'fork prefetch'",
-				 fork->id);
-	default:
-		return fork->state == FORK_GONE ? no_longer(fork, "prefetched", err) : 0;
-	}
-}
-
-int server_fork_wait(struct server *server, const char *id, enum fork_milestone milestone, uint64_t timeout_ns,
-		     struct fork_info *ret, struct error *err)
-{
-	static const char *const names[] = { "connected", "prefetched", "ready", "gone" };
-	uint64_t until = now_ns() + timeout_ns, serial = 0;
-	struct timespec ts = { .tv_sec = (time_t)(until / NSEC_PER_SEC), .tv_nsec = (long)(until % NSEC_PER_SEC) };
-
-	LOCK_SCOPE(&server->lock);
-	for (;;) {
-		struct fork *fork = server_find_fork(server, id);
-
-		if (!fork && serial == 0)
-			return fork_unknown(id, err);
-		if (!fork || (serial && fork->serial != serial))
-			return error_set(err, -ENOENT, "fork_removed", "fork '%s' was removed before it was %s", id,
-					 names[milestone]);
-		serial = fork->serial;
-		int r = fork_reached(fork, milestone, err);
-		if (r < 0)
-			return r;
-		if (r > 0) {
-			fill_info(fork, ret);
-			return 0;
-		}
-		if (server->stopping)
-			return error_set(err, -ESHUTDOWN, "shutting_down", "the server is stopping");
-		if (now_ns() >= until || pthread_cond_timedwait(&server->changed, &server->lock, &ts) == ETIMEDOUT) {
-			fork = server_find_fork(server, id);
-			if (fork && fork->serial == serial && fork_reached(fork, milestone, NULL) > 0)
-				continue;
-			return error_set(err, -ETIMEDOUT, "timeout", "fork '%s' was not %s after %.3g s", id,
-					 names[milestone], (double)timeout_ns / NSEC_PER_SEC);
-		}
-	}
-}
-
-void fork_set_ready(struct server *server, struct fork *fork)
-{
-	if (fork->state != FORK_CONNECTED)
-		return;
-	fork->state = FORK_READY;
-	fork->ready_ns = now_ns();
-	atomic_store(&fork->session->recording, false);
-	log_info(fork->session->name, "ready %.1f ms after its handshake",
-		 (double)(fork->ready_ns - fork->connected_ns) / 1e6);
-	pthread_cond_broadcast(&server->changed);
-}
-
-int server_fork_ready(struct server *server, const char *id, struct fork_info *ret, struct error *err)
-{
-	LOCK_SCOPE(&server->lock);
-	struct fork *fork = server_find_fork(server, id);
-
-	if (!fork)
-		return fork_unknown(id, err);
-	if (fork->state == FORK_WAITING)
-		return error_set(err, -ENOTCONN, "not_connected",
-				 "no VMM has connected to fork '%s' yet, so it cannot be ready", id);
-	if (fork->state == FORK_GONE && !fork->ready_ns)
-		return error_set(err, -ESRCH, "fork_gone", "fork '%s' has ended", id);
-	fork_set_ready(server, fork);
-	if (ret)
-		fill_info(fork, ret);
-	return 0;
-}
-
-static int wait_until_gone(struct server *server, const char *id, uint64_t serial, struct error *err)
-{
-	uint64_t until = now_ns() + REMOVE_TIMEOUT_NS;
-	struct timespec ts = { .tv_sec = (time_t)(until / NSEC_PER_SEC), .tv_nsec = (long)(until % NSEC_PER_SEC) };
-
-	for (;;) {
-		const struct fork *fork = server_find_fork(server, id);
-		if (!fork || fork->serial != serial || fork->state == FORK_GONE)
-			return 0;
-		if (server->stopping)
-			return error_set(err, -ESHUTDOWN, "shutting_down", "the server is stopping");
-		if (pthread_cond_timedwait(&server->changed, &server->lock, &ts) == ETIMEDOUT)
-			return error_set(err, -ETIMEDOUT, "fork_live",
-					 "the VMM of fork '%s' (pid %d) has not ended %llu s after it was killed", id,
-					 (int)fork->pid, (unsigned long long)(REMOVE_TIMEOUT_NS / NSEC_PER_SEC));
-	}
-}
-
-int server_fork_remove(struct server *server, const char *id, bool force, struct error *err)
-{
-	LOCK_SCOPE(&server->lock);
-	struct fork *fork = server_find_fork(server, id);
-
-	if (!fork)
-		return 0;
-	uint64_t serial = fork->serial;
-	bool live = fork->state == FORK_CONNECTED || fork->state == FORK_READY;
-	/* Just ended, and the loop has not come to it yet? */
-	if (live && fork_process_ended(fork) && !fork_memory_mapped(fork)) {
-		fork_end(server, fork);
-		live = false;
-	}
-	if (live && !force)
-		return error_set(err, -EBUSY, "fork_live",
-				 "the VMM of fork '%s' (pid %d) still runs, and would read wrong bytes or hang: end it first, or "
-				 "say --force to kill it",
-				 id, (int)fork->pid);
-	if (live) {
-		session_stop_vmm(fork->session, "the fork was removed by force");
-		int r = wait_until_gone(server, id, serial, err);
-		if (r < 0)
-			return r;
-		fork = server_find_fork(server, id);
-		if (!fork || fork->serial != serial)
-			return 0;
-	}
-	log_info(NULL, "fork %s: removed", fork->id);
-	fork_drop(server, fork);
-	server_wake(server);
-	return 0;
-}
-
-/* The region that a page number lies in, and the page's offset there. */
-static size_t region_of(const struct fork *fork, uint64_t page, uint64_t *ret_offset)
-{
-	size_t region = 0;
-
-	while (page >= fork->regions[region].size / fork->regions[region].page_size) {
-		page -= fork->regions[region].size / fork->regions[region].page_size;
-		region++;
-	}
-	*ret_offset = page * fork->regions[region].page_size;
-	return region;
-}
-
-int server_fork_hot_list(struct server *server, const char *id, struct hotlist **ret, struct error *err)
-{
-	LOCK_SCOPE(&server->lock);
-	const struct fork *fork = server_find_fork(server, id);
-
-	if (!fork)
-		return fork_unknown(id, err);
-	if (!fork->record)
-		return error_set(err, -EINVAL, "not_recorded",
-				 "fork '%s' is not recorded: create it with --record to have a hot list of it", id);
-
-	_cleanup_hotlist_ struct hotlist *list = hotlist_new();
-	if (!list)
-		return error_set(err, -ENOMEM, "io_error", "out of memory");
-	if (!fork->session) {
-		*ret = TAKE_PTR(list);
-		return 0;
-	}
-
-	struct session *s = fork->session;
-	uint64_t offset;
-	int r = 0;
-	pthread_mutex_lock(&s->lock);
-	if (s->record_lost)
-		r = error_set(err, -ENOMEM, "io_error", "the server ran out of memory while it recorded fork '%s'", id);
-	for (size_t i = 0; i < s->record_count && r == 0; i++) {
-		size_t region = region_of(fork, s->record[i], &offset);
-		r = hotlist_add(list, region, offset);
-		if (r < 0)
-			error_set(err, r, "io_error", "out of memory");
-	}
-	pthread_mutex_unlock(&s->lock);
-	if (r < 0)
-		return r;
-	*ret = TAKE_PTR(list);
-	return 0;
 }

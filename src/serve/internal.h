@@ -88,6 +88,7 @@ struct fork {
 	size_t region_count;
 	uint64_t removed_pages; /* as the session ended */
 	pid_t pid;
+	struct server_trace *traces; /* that wait for it to connect */
 
 	bool record;
 	uid_t uid;
@@ -96,6 +97,8 @@ struct fork {
 	char *hot_list;
 	uint64_t prefetched, prefetch_present, prefetch_removed, prefetch_ns, prefetch_started_ns;
 	bool prefetching; /* a job is under way */
+	bool streamed;	  /* it has a stream; its figures, as they were when it ended */
+	struct fork_stream_info stream;
 	char *error;
 
 	uint64_t created_ns, connected_ns, ready_ns, gone_ns;
@@ -127,6 +130,8 @@ struct server {
 	unsigned pager_count;
 	struct placement *placement;
 	struct prefetch_engine *engine;
+	const struct observer *observer;
+	unsigned trace_count;
 	void (*on_stop)(void *);
 	void *on_stop_data;
 };
@@ -152,6 +157,13 @@ int check_name(const char *name, const char *what, struct error *err);
 /* At start: those of earlier servers on this run directory. */
 void server_load_templates(struct server *server);
 
+/* fork_info.c */
+void fork_fill_info(const struct fork *fork, struct fork_info *ret);
+
+/* tracing.c */
+/* It is connected and observed, or never will be: those who wait for that go on. */
+void fork_release_traces(struct fork *fork);
+
 /* forks.c */
 struct fork *server_find_fork(struct server *server, const char *id);
 /* The error for an id that no fork has; -ENOENT. */
@@ -165,12 +177,16 @@ void fork_drop(struct server *server, struct fork *fork);
 void fork_connected(struct server *server, struct fork *fork);
 /* It is connected, and says that its guest is ready; anything else is left as it is. */
 void fork_set_ready(struct server *server, struct fork *fork);
+/* fork_requests.c */
 /* 1: it has got there, 0: not yet, negative errno: it never will. */
 int fork_reached(const struct fork *fork, enum fork_milestone milestone, struct error *err);
 
 /* prefetching.c */
 /* Starts what `fork create --prefetch` asked for; failures end up in the fork. */
 void fork_start_prefetch(struct server *server, struct fork *fork);
+/* The fork is about to end: keeps the figures of its stream. */
+void fork_keep_stream(struct fork *fork);
+void fork_fill_stream(const struct fork *fork, struct fork_info *ret);
 
 /* peer.c */
 void fork_accept(struct server *server, struct fork *fork);

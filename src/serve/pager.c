@@ -110,11 +110,12 @@ static void destroy(struct pager *pager)
 	free(pager);
 }
 
-int pager_new(int cpu, struct keeper *keeper, struct pager **ret, struct error *err)
+int pager_new(unsigned index, int cpu, struct keeper *keeper, struct pager **ret, struct error *err)
 {
 	struct pager *pager = calloc(1, sizeof *pager);
 	if (!pager)
 		return error_set(err, -ENOMEM, "io_error", "out of memory");
+	pager->index = index;
 	pager->cpu = cpu;
 	pager->keeper = keeper;
 	pager->host_page_size = (uint64_t)sysconf(_SC_PAGESIZE);

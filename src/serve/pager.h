@@ -7,8 +7,8 @@
 
 struct pager;
 
-/* Stands on CPU; asks KEEPER to look at images again. */
-int pager_new(int cpu, struct keeper *keeper, struct pager **ret, struct error *err);
+/* Stands on CPU, is the server's pager number INDEX; asks KEEPER to look at images again. */
+int pager_new(unsigned index, int cpu, struct keeper *keeper, struct pager **ret, struct error *err);
 /* Joins the thread; no session may be left in it. NULL is fine. */
 void pager_free(struct pager *pager);
 

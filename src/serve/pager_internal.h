@@ -21,6 +21,7 @@ struct slow_fault;
 
 struct pager {
 	pthread_t thread;
+	unsigned index; /* for the observer: whose stamps these are */
 	int cpu;
 	int epoll_fd;
 	int mailbox_fd;
@@ -51,6 +52,17 @@ struct pager {
 struct fault {
 	uint64_t address; /* as the kernel said it */
 	uint64_t read_ns; /* when the pager read it */
+};
+
+/* A fault that is being served: what it is about, and when it got how far. */
+struct demand {
+	struct pager *pager;
+	struct watcher *watcher; /* NULL: it has left since. Instead of being deferred, whoever waits for the page faults again then */
+	struct session *session;
+	uint64_t page;
+	uint64_t address; /* where the fault was, or where the page is now */
+	uint64_t read_ns;
+	uint64_t source_ns; /* the page's bytes were at hand; as read_ns where nothing had to be fetched, or nobody asks */
 };
 
 /* One pager's part in serving one fork; several pagers may each have one. The pager's own where nothing else is said. */
@@ -84,19 +96,20 @@ void watcher_defer(struct watcher *watcher, uint64_t address, uint64_t read_ns);
 /* PAGE has come; who waits for it is woken at the end of the batch. */
 void watcher_wake_later(struct watcher *watcher, uint64_t page);
 
+/* Whether SESSION's demand faults get stamps; without that no clock is read for them. */
+static inline bool is_stamped(const struct session *session)
+{
+	return session->observer != NULL;
+}
+
 /* faults.c; the gate is held shared */
 void serve_fault(struct watcher *watcher, uint64_t address, uint64_t read_ns);
-/*
- * WATCHER may be NULL in these, where the fault came by one that has left since: instead of being deferred, whoever waits for the page
- * is woken, and faults again.
- */
-void supply_zero(struct watcher *watcher, struct session *s, uint64_t page, uint64_t address, uint64_t read_ns);
-void poison(struct watcher *watcher, struct session *s, uint64_t page, uint64_t read_ns, int error);
-/* What a supply for a demand fault came to. ADDRESS is where the fault was, or where the page is now. */
-void settle(struct watcher *watcher, struct session *s, uint64_t page, uint64_t address, uint64_t read_ns, bool zero,
-	    const struct supply *supply);
+void supply_zero(const struct demand *demand);
+void poison(const struct demand *demand, int error);
+/* What a supply for a demand fault came to. */
+void settle(const struct demand *demand, bool zero, const struct supply *supply);
 
 /* slow_faults.c */
 /* The page is absent and not in memory: asks the device, and goes on with other faults. */
-void fetch(struct watcher *watcher, uint64_t page, uint64_t address, uint64_t read_ns, size_t page_size);
+void fetch(const struct demand *demand, size_t page_size);
 void slow_faults_free(struct pager *pager);

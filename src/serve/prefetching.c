@@ -1,4 +1,4 @@
-/* A fork's prefetch: list to plan to engine, and what came of it. */
+/* A fork's prefetch: list to plan or stream to engine, and what came of it. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -18,6 +18,7 @@ struct prefetch_request {
 	struct server *server;
 	struct session *session; /* a use */
 	uint64_t serial;	 /* of the fork */
+	bool streamed;
 	char *path;
 	struct error error; /* of making the plan */
 };
@@ -33,27 +34,104 @@ static void request_free(struct prefetch_request *request)
 	free(request);
 }
 
-static int make_plan(const char *path, const struct guest_memory *memory, struct plan **ret, struct error *err)
+static int load_list(const char *path, struct hotlist **ret, struct error *err)
 {
-	_cleanup_hotlist_ struct hotlist *list = NULL;
-	int r = hotlist_load(path, &list, err);
+	int r = hotlist_load(path, ret, err);
 	if (r < 0) {
 		snprintf(err->code, sizeof err->code, "bad_hot_list");
 		return r;
 	}
-	if (list->count == 0)
+	if ((*ret)->count == 0)
 		log_warning(NULL, "the hot list '%s' is %s: nothing is prefetched", path,
 			    access(path, F_OK) < 0 ? "not there" : "empty");
+	return 0;
+}
+
+static int make_plan(const char *path, const struct guest_memory *memory, struct plan **ret, struct error *err)
+{
+	_cleanup_hotlist_ struct hotlist *list = NULL;
+	int r = load_list(path, &list, err);
+
+	if (r < 0)
+		return r;
 	r = plan_new(list, memory->regions, memory->region_count, ret, err);
 	return r < 0 ? error_prefix(err, r, "%s: ", path) : 0;
+}
+
+/* From the moment that pagers see it, whatever is asked for counts; and what has been asked for before is in the page states. */
+static int make_stream(struct prefetch_request *request, struct error *err)
+{
+	_cleanup_hotlist_ struct hotlist *list = NULL;
+	const struct guest_memory *memory = request->job.memory;
+	struct stream *stream;
+	int r = load_list(request->path, &list, err);
+
+	if (r < 0)
+		return r;
+	r = stream_new(list, memory->regions, memory->region_count, &stream, err);
+	if (r < 0)
+		return error_prefix(err, r, "%s: ", request->path);
+	atomic_store(&request->session->stream, stream);
+	stream_begin(stream, memory->states);
+	request->job.stream = stream;
+	return 0;
 }
 
 static int prepare(struct prefetch_job *job)
 {
 	struct prefetch_request *request = (struct prefetch_request *)job;
 
-	return make_plan(request->path, job->memory, &job->plan, &request->error);
+	return request->streamed ? make_stream(request, &request->error)
+				 : make_plan(request->path, job->memory, &job->plan, &request->error);
 }
+
+/* ---- figures ---- */
+
+static void get_stream_info(struct session *session, const struct stream *stream, struct fork_stream_info *ret)
+{
+	struct stream_figures figures;
+
+	stream_get_figures(stream, &figures);
+	/* Every page that a demand fault brought is late or missing; late ones that the stream brought are not among them. */
+	uint64_t copied = load(&session->copied), late = figures.late - figures.late_supplied;
+	*ret = (struct fork_stream_info){
+		.planned = figures.planned,
+		.prefetched = figures.prefetched,
+		.late = figures.late,
+		.present = figures.present,
+		.removed = figures.removed,
+		.skipped = figures.skipped,
+		.unreadable = figures.unreadable,
+		.pending = figures.pending,
+		.late_supplied = figures.late_supplied,
+		.missing = copied > late ? copied - late : 0,
+		.place = figures.place,
+		.lead = figures.lead,
+		.moves = figures.moves,
+	};
+}
+
+void fork_keep_stream(struct fork *fork)
+{
+	const struct stream *stream = atomic_load(&fork->session->stream);
+
+	fork->streamed = stream != NULL;
+	if (stream)
+		get_stream_info(fork->session, stream, &fork->stream);
+}
+
+void fork_fill_stream(const struct fork *fork, struct fork_info *ret)
+{
+	const struct stream *stream =
+		fork->session && fork->state != FORK_GONE ? atomic_load(&fork->session->stream) : NULL;
+
+	ret->streamed = stream || fork->streamed;
+	ret->stream = fork->stream;
+	if (stream)
+		get_stream_info(fork->session, stream, &ret->stream);
+}
+
+/* ---- the end ---- */
 
 static void describe_failure(const struct prefetch_request *request, int result, char *text, size_t size)
 {
@@ -84,6 +162,35 @@ static void lost(struct prefetch_job *job)
 			 request->session->template->memory);
 }
 
+/* What JOB has done, among the fork's figures. */
+static void count_job(struct fork *fork, const struct prefetch_job *job)
+{
+	fork->prefetched += load(&job->copied);
+	if (!job->stream) {
+		fork->prefetch_present += load(&job->present);
+		fork->prefetch_removed += load(&job->removed);
+		return;
+	}
+	fork_keep_stream(fork);
+	fork->prefetch_present += fork->stream.present + fork->stream.late - fork->stream.late_supplied;
+	fork->prefetch_removed += fork->stream.removed;
+}
+
+static void log_done(const struct fork *fork, const struct prefetch_request *request)
+{
+	const struct prefetch_job *job = &request->job;
+	double ms = (double)fork->prefetch_ns / 1e6;
+
+	if (job->stream)
+		log_info(request->session->name,
+			 "streamed %" PRIu64 " of %" PRIu64 " listed pages in %.1f ms; %" PRIu64
+			 " were asked for before they were there",
+			 load(&job->copied), fork->stream.planned, ms, fork->stream.late);
+	else
+		log_info(request->session->name, "prefetched %" PRIu64 " of %" PRIu64 " listed pages in %.1f ms",
+			 load(&job->copied), job->plan->pages, ms);
+}
+
 static void done(struct prefetch_job *job, int result)
 {
 	struct prefetch_request *request = (struct prefetch_request *)job;
@@ -95,9 +202,7 @@ static void done(struct prefetch_job *job, int result)
 		;
 	if (fork) {
 		fork->prefetching = false;
-		fork->prefetched += load(&job->copied);
-		fork->prefetch_present += load(&job->present);
-		fork->prefetch_removed += load(&job->removed);
+		count_job(fork, job);
 		fork->prefetch_ns = now_ns() - fork->prefetch_started_ns;
 		fork->prefetch_state = result == 0 ? PREFETCH_DONE : PREFETCH_FAILED;
 		if (result < 0) {
@@ -108,8 +213,7 @@ static void done(struct prefetch_job *job, int result)
 				fork_set_error(fork, message);
 			log_warning(request->session->name, "%s", message);
 		} else {
-			log_info(request->session->name, "prefetched %" PRIu64 " of %" PRIu64 " listed pages in %.1f ms",
-				 load(&job->copied), job->plan->pages, (double)fork->prefetch_ns / 1e6);
+			log_done(fork, request);
 		}
 		vmm_talk_prefetched(fork);
 		pthread_cond_broadcast(&server->changed);
@@ -157,6 +261,7 @@ void fork_start_prefetch(struct server *server, struct fork *fork)
 		fork_set_error(fork, "prefetch failed: out of memory");
 		return;
 	}
+	request->streamed = fork->prefetch == PREFETCH_STREAM;
 	fork->prefetching = true;
 	submit(fork, request);
 }

@@ -440,30 +440,32 @@ static void image_changed(void *data, const struct template *t)
 		  t->name, t->memory);
 }
 
-static int start_pagers(struct server *server, const char *cpu_list, struct error *err)
+/* Those that pagers shall stand on. */
+static int choose_cpus(const char *cpu_list, cpu_set_t *ret, struct error *err)
 {
-	cpu_set_t allowed, wanted;
+	cpu_set_t allowed;
 
 	if (sched_getaffinity(0, sizeof allowed, &allowed) < 0)
 		return error_set(err, -errno, "io_error", "sched_getaffinity failed: %s", strerror(errno));
-	wanted = allowed;
-	int r = cpu_list ? parse_cpus(cpu_list, &allowed, &wanted, err) : 0;
-	if (r < 0)
-		return r;
+	*ret = allowed;
+	return cpu_list ? parse_cpus(cpu_list, &allowed, ret, err) : 0;
+}
 
-	r = keeper_new(image_changed, server, &server->keeper, err);
+static int start_pagers(struct server *server, const cpu_set_t *wanted, struct error *err)
+{
+	int r = keeper_new(image_changed, server, &server->keeper, err);
 	if (r < 0)
 		return r;
 	r = server_watch(server, keeper_fd(server->keeper), &server->images_watch, WATCH_IMAGES, NULL);
 	if (r < 0)
 		return error_set(err, r, "io_error", "cannot watch over images: %s", strerror(-r));
-	server->pagers = calloc((size_t)CPU_COUNT(&wanted), sizeof server->pagers[0]);
+	server->pagers = calloc((size_t)CPU_COUNT(wanted), sizeof server->pagers[0]);
 	if (!server->pagers)
 		return error_set(err, -ENOMEM, "io_error", "out of memory");
 	for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-		if (!CPU_ISSET(cpu, &wanted))
+		if (!CPU_ISSET(cpu, wanted))
 			continue;
-		r = pager_new(cpu, server->keeper, &server->pagers[server->pager_count], err);
+		r = pager_new(server->pager_count, cpu, server->keeper, &server->pagers[server->pager_count], err);
 		if (r < 0)
 			return r;
 		server->pager_count++;
@@ -499,8 +501,14 @@ int server_new(const struct server_config *config, struct server **ret, struct e
 		r = take_lock(server, err);
 	if (r == 0)
 		r = open_loop(server, err);
+	cpu_set_t cpus;
 	if (r == 0)
-		r = start_pagers(server, config->cpus, err);
+		r = choose_cpus(config->cpus, &cpus, err);
+	if (r == 0 && config->observe)
+		r = config->observe(config->observe_data, server->run_dir, (unsigned)CPU_COUNT(&cpus),
+				    &server->observer, err);
+	if (r == 0)
+		r = start_pagers(server, &cpus, err);
 	if (r < 0) {
 		server_free(server);
 		return r;
@@ -551,4 +559,9 @@ const char *server_run_dir(const struct server *server)
 unsigned server_pager_count(const struct server *server)
 {
 	return server->pager_count;
+}
+
+const char *server_observe_tier(const struct server *server)
+{
+	return server->observer ? server->observer->tier : OBSERVE_TIER_NONE;
 }

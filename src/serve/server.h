@@ -11,14 +11,25 @@
 
 #include "base/error.h"
 #include "hotlist/hotlist.h"
+#include "serve/observer.h"
 
 #define NAME_MAX_LENGTH 64 /* template names and fork ids: 1-64 of A-Z a-z 0-9 . _ -, not starting with . or - */
+
+/* What stands where an observer's tier would, if there is none. */
+#define OBSERVE_TIER_NONE "none"
 
 struct server;
 
 struct server_config {
 	const char *run_dir; /* made with mode 0700 where it is missing */
 	const char *cpus;    /* list of CPUs that pagers stand on ("0,2-3"); NULL: all that the process may run on */
+	/*
+	 * Makes who sees what the kernel does for forks; NULL, or one that gives none: nobody does. Called once, with the run directory locked and before
+	 * any thread is started, so that rights that only this takes can be given up in it. PAGERS: how many threads will give stamps. The observer
+	 * outlives the server. An error is server_new's.
+	 */
+	int (*observe)(void *data, const char *run_dir, unsigned pagers, const struct observer **ret, struct error *err);
+	void *observe_data;
 };
 
 /* Takes the run directory's lock, loads the templates known there, starts the pagers. -EBUSY: another server has the lock. */
@@ -30,6 +41,8 @@ void server_free(struct server *server);
 
 const char *server_run_dir(const struct server *server);
 unsigned server_pager_count(const struct server *server);
+/* How forks are observed: "fentry", "kprobe", "tp_btf", or "none". */
+const char *server_observe_tier(const struct server *server);
 
 /* Lets waiters of server_fork_wait return with -ESHUTDOWN, so that the control side can stop before the server does. Called
  * by server_run when it stops; ON_STOP (may be NULL) is called on the main thread right after. */
@@ -75,8 +88,8 @@ enum fork_state {
 };
 const char *fork_state_name(enum fork_state state); /* "waiting" "connected" "ready" "gone" */
 
-enum prefetch_mode { PREFETCH_OFF, PREFETCH_EAGER };
-const char *prefetch_mode_name(enum prefetch_mode mode); /* "off" "eager" */
+enum prefetch_mode { PREFETCH_OFF, PREFETCH_EAGER, PREFETCH_STREAM };
+const char *prefetch_mode_name(enum prefetch_mode mode); /* "off" "eager" "stream" */
 
 enum prefetch_state { PREFETCH_NONE, PREFETCH_PENDING, PREFETCH_RUNNING, PREFETCH_DONE, PREFETCH_FAILED };
 const char *prefetch_state_name(enum prefetch_state state); /* "none" "pending" "running" "done" "failed" */
@@ -94,6 +107,24 @@ struct fork_spec {
 struct fork_region_info {
 	uint64_t address;		  /* in the VMM's address space */
 	uint64_t size, offset, page_size; /* bytes */
+};
+
+/* Of a list that is streamed to a fork. PLANNED is the sum of what follows it, up to PENDING. */
+struct fork_stream_info {
+	uint64_t planned;    /* pages of the list, each counted once */
+	uint64_t prefetched; /* supplied before the guest asked for them */
+	uint64_t late;	     /* asked for before they were there */
+	uint64_t present;    /* there without the server having been asked */
+	uint64_t removed;    /* removed by the guest, so not brought back */
+	uint64_t skipped;    /* no longer mapped */
+	uint64_t unreadable;
+	uint64_t pending; /* none of these yet */
+
+	uint64_t late_supplied; /* late, but on their way already, and not read again */
+	uint64_t missing;	/* pages that demand faults brought, and that are not in the list */
+	uint64_t place;		/* in the list, from 0: what comes next */
+	uint64_t lead; /* from the guest's last known place on, so many of the list's pages follow each other that are dealt with */
+	uint64_t moves; /* times that a demand fault has moved the place */
 };
 
 /* Of the pagers that watch a fork, so many are told. */
@@ -117,7 +148,7 @@ struct fork_info {
 	uint64_t faults;		 /* demand faults read */
 	uint64_t copied_pages;		 /* by demand faults */
 	uint64_t zeroed_pages;		 /* by demand faults on removed pages */
-	uint64_t prefetched_pages;	 /* supplied before they were asked for */
+	uint64_t prefetched_pages;	 /* supplied by prefetch */
 	uint64_t prefetch_present_pages; /* listed, but there already */
 	uint64_t prefetch_removed_pages; /* listed, but removed by the guest, so not brought back */
 	uint64_t prefetch_ns;		 /* from the start of the last prefetch to its end */
@@ -129,6 +160,13 @@ struct fork_info {
 	uint64_t stall_ns;	  /* sum over demand faults: read by the pager to page supplied */
 	uint64_t stall_p50_ns, stall_p99_ns, stall_max_ns; /* of the same */
 	uint64_t connected_ns, ready_ns, gone_ns;	   /* since the fork was created; 0: not yet */
+
+	const char *observe_tier; /* "none": it isn't, or not yet */
+	bool observed;		  /* then there are ... */
+	struct observed_figures figures;
+
+	bool streamed; /* it has a stream, with these figures */
+	struct fork_stream_info stream;
 
 	struct fork_region_info *regions;
 	size_t region_count;
@@ -161,5 +199,49 @@ int server_fork_prefetch(struct server *server, const char *id, const char *hot_
 			 struct error *err);
 /* An unknown fork is fine. A live one: code fork_live, unless FORCE, which stops its VMM (SIGKILL) first. */
 int server_fork_remove(struct server *server, const char *id, bool force, struct error *err);
-/* What was recorded, in the order of service; also of forks that are gone. Codes: fork_unknown, not_recorded. */
-int server_fork_hot_list(struct server *server, const char *id, struct hotlist **ret, struct error *err);
+/* Who recorded what a fork touched. */
+enum recording_source {
+	RECORDED_BEST,	    /* whichever is better */
+	RECORDED_BY_LOOP,   /* the pagers: pages that demand faults brought, in the order of service */
+	RECORDED_BY_KERNEL, /* the observer: every first touch, as it happened */
+};
+const char *recording_source_name(enum recording_source source); /* "best" "loop" "kernel" */
+
+struct fork_recording {
+	struct hotlist *list;
+	enum recording_source from; /* not RECORDED_BEST */
+	char why[240];		    /* half a sentence: why this one, where the choice was ours */
+};
+
+void fork_recording_clear(struct fork_recording *recording);
+#define _cleanup_fork_recording_ _cleanup_(fork_recording_clear)
+
+/*
+ * What the fork has touched so far. Codes: fork_unknown, not_recorded, not_observed (the kernel's recording was asked for, and there is
+ * none), io_error.
+ */
+int server_fork_hot_list(struct server *server, const char *id, enum recording_source from, struct fork_recording *ret,
+			 struct error *err);
+
+/* ---- traces ---- */
+
+/* Each holds a reader of events, a thread and a connection. */
+#define TRACES_MAX 16
+
+struct server_trace;
+
+/*
+ * Touches of a fork from now on; of one whose VMM is yet to connect, from the first. Codes: fork_unknown, fork_gone, not_observed, busy (TRACES_MAX
+ * are open), shutting_down, io_error.
+ */
+int server_trace_open(struct server *server, const char *id, struct server_trace **ret, struct error *err);
+/*
+ * Up to MAX touches, at least one unless TIMEOUT_NS pass: 0 then. RET_LOST counts those that came too fast since the last call. -ESHUTDOWN: that was all.
+ * Another error: it never began, as the fork can't be observed.
+ */
+ssize_t server_trace_read(struct server_trace *trace, struct observed_touch *ret, size_t max, uint64_t timeout_ns,
+			  uint64_t *ret_lost);
+/* CLOCK_MONOTONIC at which the fork connected; 0: it has not yet. */
+uint64_t server_trace_connected_ns(struct server_trace *trace);
+/* NULL is fine. */
+void server_trace_close(struct server_trace *trace);

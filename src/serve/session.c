@@ -43,6 +43,8 @@ void session_unref(struct session *s)
 {
 	if (!s || atomic_fetch_sub_explicit(&s->refs, 1, memory_order_acq_rel) != 1)
 		return;
+	if (s->observer)
+		s->observer->release(s->observer->data, s->observed);
 	cleanup_close(&s->pidfd);
 	pthread_mutex_destroy(&s->lock);
 	free(s->record);
@@ -58,6 +60,7 @@ struct session *session_use(struct session *s)
 void session_unuse(struct session *s)
 {
 	if (atomic_fetch_sub_explicit(&s->users, 1, memory_order_acq_rel) == 1) {
+		stream_free(atomic_exchange(&s->stream, NULL));
 		guest_memory_free(TAKE_PTR(s->memory));
 		template_unref(TAKE_PTR(s->template));
 		for (size_t i = 0; i < sizeof s->orphans / sizeof s->orphans[0]; i++)
@@ -120,12 +123,12 @@ bool session_note_trouble(struct session *s, const char *format, ...)
 	return first;
 }
 
-void session_record(struct session *s, uint64_t page)
+void session_record(struct session *s, uint64_t page, uint64_t ns)
 {
 	pthread_mutex_lock(&s->lock);
 	if (s->record_count == s->record_capacity) {
 		size_t capacity = s->record_capacity ? 2 * s->record_capacity : 1024;
-		uint64_t *record = realloc(s->record, capacity * sizeof *record);
+		struct recorded_page *record = realloc(s->record, capacity * sizeof *record);
 		if (!record) {
 			s->record_lost = true;
 			pthread_mutex_unlock(&s->lock);
@@ -134,6 +137,6 @@ void session_record(struct session *s, uint64_t page)
 		s->record = record;
 		s->record_capacity = capacity;
 	}
-	s->record[s->record_count++] = page;
+	s->record[s->record_count++] = (struct recorded_page){ .page = page, .time_ns = ns - s->connected_ns };
 	pthread_mutex_unlock(&s->lock);
 }

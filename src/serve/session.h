@@ -11,11 +11,19 @@
 #include <sys/types.h>
 
 #include "base/histogram.h"
+#include "prefetch/stream.h"
+#include "serve/observer.h"
 #include "template/template.h"
 #include "uffd/guest_memory.h"
 
 struct watcher;
 struct placement;
+
+/* A page that a demand fault brought. */
+struct recorded_page {
+	uint64_t page;	  /* number */
+	uint64_t time_ns; /* when it was in, since the handshake */
+};
 
 struct session {
 	_Atomic unsigned refs;	/* of this structure */
@@ -28,11 +36,19 @@ struct session {
 	struct guest_memory *memory; /* NULL once the last user is gone */
 	struct template *template;
 
+	/* Set before any pager knows of the session. NULL: nobody observes it. */
+	const struct observer *observer;
+	observed_fork observed; /* its observer's name for it, from attach until the session is freed */
+	uint64_t connected_ns;	/* its handshake was complete; set before, too */
+
 	struct placement *placement; /* whose pagers watch it */
 	_Atomic bool ended;	     /* nothing more is supplied */
 	_Atomic unsigned watcher_count;
 	_Atomic unsigned strays; /* faults outside the regions since the last event */
 	_Atomic unsigned made_blocking;
+
+	/* A list that is streamed to it; set once, and freed with the memory. */
+	_Atomic(struct stream *) stream;
 
 	_Atomic uint64_t faults, copied, zeroed, poisoned, deferrals, slow;
 	struct histogram stall;
@@ -41,8 +57,8 @@ struct session {
 	pthread_mutex_t lock;	  /* what follows; only a pager's lock is taken inside it */
 	struct watcher *watchers; /* pagers that serve it */
 	bool closed;		  /* no pager is added any more */
-	int orphans[4];	  /* userfaultfds of children of the VMM that could not be refused in a better way; -1: none */
-	uint64_t *record; /* page numbers in the order of service */
+	int orphans[4]; /* userfaultfds of children of the VMM that could not be refused in a better way; -1: none */
+	struct recorded_page *record; /* in the order of service */
 	size_t record_count, record_capacity;
 	bool record_lost;  /* out of memory: the list would have holes */
 	char reason[256];  /* why the server stopped the VMM, or "" */
@@ -69,11 +85,18 @@ bool session_end(struct session *session);
 /* Keeps CHILD open until the session's memory goes. -ENOSPC: there are too many. */
 int session_keep_orphan(struct session *session, int child);
 
+/* PAGE, which is absent, was demanded; the gate is held. */
+static inline void session_note_demand(struct session *session, uint64_t page)
+{
+	if (atomic_load_explicit(&session->stream, memory_order_relaxed))
+		stream_ask(atomic_load_explicit(&session->stream, memory_order_acquire), page);
+}
+
 /* Kills the VMM: the way out wherever going on could give the guest wrong bytes, or hang it. The first reason is kept. */
 void session_stop_vmm(struct session *session, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Keeps what the VMM goes on in spite of, for who asks about the fork; the first is kept. True: this was it. */
 bool session_note_trouble(struct session *session, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Notes that the server copied PAGE for a demand fault. */
-void session_record(struct session *session, uint64_t page);
+/* Notes that the server copied PAGE for a demand fault; it was in at NS. */
+void session_record(struct session *session, uint64_t page, uint64_t ns);

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/clock.h"
 #include "serve/pager_internal.h"
 
 /* A demand fault whose page is on its way from the device. */
@@ -11,6 +12,7 @@ struct slow_fault {
 	struct session *session; /* a use */
 	uint64_t page;
 	uint64_t read_ns;
+	uint64_t source_ns; /* the bytes have come; 0 where nobody asks */
 	size_t buffer_size;
 	struct slow_fault *next;
 };
@@ -70,19 +72,27 @@ static void resolve(struct slow_fault *slow, int result, enum wake wake)
 	struct session *s = slow->session;
 	const struct map_piece *piece = guest_memory_piece(s->memory, slow->page);
 
+	const struct demand d = {
+		.pager = slow->pager,
+		.session = s,
+		.page = slow->page,
+		.address = piece ? piece_address(piece, slow->page) : 0,
+		.read_ns = slow->read_ns,
+		.source_ns = slow->source_ns ?: slow->read_ns,
+	};
 	if (session_ended(s) || !piece) {
 		page_states_change(s->memory->states, slow->page, PAGE_COMING, PAGE_ABSENT);
 	} else if (page_states_get(s->memory->states, slow->page) == PAGE_REMOVED) {
-		supply_zero(NULL, s, slow->page, piece_address(piece, slow->page), slow->read_ns);
+		supply_zero(&d);
 	} else if (result == -ENOMEM) {
 		/* Ours, not the image's: who waits faults again. */
 		page_states_change(s->memory->states, slow->page, PAGE_COMING, PAGE_ABSENT);
 		guest_memory_wake(s->memory, slow->page, 1);
 	} else if (result < 0) {
-		poison(NULL, s, slow->page, slow->read_ns, result);
+		poison(&d, result);
 	} else {
 		struct supply supply = guest_memory_supply(s->memory, slow->page, 1, slow->read.buffer, wake);
-		settle(NULL, s, slow->page, piece_address(piece, slow->page), slow->read_ns, false, &supply);
+		settle(&d, false, &supply);
 	}
 }
 
@@ -92,7 +102,7 @@ static int slow_start(struct pager *pager, struct slow_fault *slow)
 	const struct guest_memory *memory = slow->session->memory;
 	const struct region *region = regions_of_page(memory->regions, memory->region_count, slow->page);
 
-	slow->read.offset = region->offset + (slow->page - region->first_page) * region->page_size;
+	slow->read.offset = region_image_offset(region, slow->page);
 	slow->read.length = region->page_size;
 	slow->read.done = slow_done;
 	pager->slow_count++;
@@ -129,6 +139,8 @@ static void slow_done(struct io_read *read, int result)
 	struct pager *pager = slow->pager;
 
 	slow_release_room(pager, slow);
+	if (is_stamped(slow->session))
+		slow->source_ns = now_ns();
 	finish(pager, slow, result);
 	while (pager->slow_waiting && has_room(pager, pager->slow_waiting)) {
 		struct slow_fault *next = pager->slow_waiting;
@@ -141,25 +153,26 @@ static void slow_done(struct io_read *read, int result)
 	}
 }
 
-void fetch(struct watcher *w, uint64_t page, uint64_t address, uint64_t read_ns, size_t page_size)
+void fetch(const struct demand *d, size_t page_size)
 {
-	struct pager *pager = w->pager;
-	struct session *s = w->session;
+	struct pager *pager = d->pager;
+	struct session *s = d->session;
 	struct slow_fault *slow = slow_new(pager, page_size);
 
 	if (!slow) {
-		watcher_defer(w, address, read_ns);
+		watcher_defer(d->watcher, d->address, d->read_ns);
 		return;
 	}
-	if (page_states_change(s->memory->states, page, PAGE_ABSENT, PAGE_COMING) <= 0) {
+	if (page_states_change(s->memory->states, d->page, PAGE_ABSENT, PAGE_COMING) <= 0) {
 		/* Another pager has just taken it on, or there is no memory for its state. */
 		slow_release(pager, slow);
-		watcher_defer(w, address, read_ns);
+		watcher_defer(d->watcher, d->address, d->read_ns);
 		return;
 	}
 	slow->session = session_use(s);
-	slow->page = page;
-	slow->read_ns = read_ns;
+	slow->page = d->page;
+	slow->read_ns = d->read_ns;
+	slow->source_ns = 0;
 	bump(&s->slow);
 	if (pager->slow_waiting || !has_room(pager, slow)) {
 		slow->next = NULL;

@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "serve/observing.h"
 #include "serve/pager_internal.h"
 #include "serve/placement.h"
 
@@ -199,13 +200,18 @@ static int serve_batch(struct watcher *w, unsigned most)
 		return 0;
 
 	uint64_t read_ns = now_ns();
+	bool moved = false;
 	for (int i = 0; i < n; i++) {
 		if (messages[i].event == UFFD_EVENT_FORK)
 			refuse_child(s, (int)messages[i].arg.fork.ufd);
+		moved |= messages[i].event == UFFD_EVENT_REMAP || messages[i].event == UFFD_EVENT_UNMAP;
 		if (messages[i].event != UFFD_EVENT_PAGEFAULT)
 			atomic_store_explicit(&s->strays, 0, memory_order_relaxed);
 	}
 
+	/* With the gate shared no other change can overtake this one. */
+	if (moved)
+		observing_map_changed(s);
 	atomic_fetch_add_explicit(&s->memory->demands, 1, memory_order_relaxed);
 	begin_batch(w);
 	if (w->deferred_count > 0)

@@ -68,7 +68,8 @@ int source_file_new(int fd, struct source **ret, struct error *err);
 int source_null_new(uint64_t size, struct source **ret, struct error *err);
 /*
  * A test aid around INNER, which it takes on success: SPEC is a list of delay=TIME (us, ms, s), rate=BYTES/s (kB, MB, GB), error=OFFSET+LENGTH
- * (may come several times). Nothing that it gives is ever in memory. -EINVAL with code "bad_inject".
+ * (may come several times), only=FILE. Nothing that it gives is ever in memory, unless FILE has a bit for each page of 4 KiB, most significant
+ * first, that says which of them alone are slow. -EINVAL with code "bad_inject".
  */
 int source_inject_new(struct source *inner, const char *spec, struct source **ret, struct error *err);
 

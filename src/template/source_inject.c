@@ -1,10 +1,12 @@
 /* A wrapper that makes an image slow or broken on purpose, so that tests can show what the server does then. */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "base/checked.h"
@@ -13,6 +15,9 @@
 #include "template/source.h"
 
 #define BAD_RANGES_MAX 16
+/* A bit for each page of an image of 1 TiB. */
+#define ONLY_BYTES_MAX (32u << 20)
+#define ONLY_PAGE      4096u
 
 struct source_inject {
 	struct source source;
@@ -24,7 +29,21 @@ struct source_inject {
 		uint64_t start, end;
 	} bad[BAD_RANGES_MAX];
 	size_t bad_count;
+	uint8_t *only; /* the pages that alone are slow, a bit each, most significant first; NULL: all */
+	uint64_t only_pages;
 };
+
+/* How many of the pages in the range are to be slow; 1 for all of it where all are. */
+static uint64_t count_slow(const struct source_inject *inject, size_t length, uint64_t offset)
+{
+	uint64_t count = 0;
+
+	if (!inject->only)
+		return 1;
+	for (uint64_t page = offset / ONLY_PAGE; page * ONLY_PAGE < offset + length && page < inject->only_pages; page++)
+		count += inject->only[page / 8] >> (7 - page % 8) & 1;
+	return count;
+}
 
 static bool is_bad(const struct source_inject *inject, uint64_t offset, size_t length)
 {
@@ -56,17 +75,17 @@ static uint64_t delay_for(struct source_inject *inject, size_t length)
 
 static int inject_read_now(struct source *source, void *buffer, size_t length, uint64_t offset)
 {
-	(void)source;
-	(void)buffer;
-	(void)length;
-	(void)offset;
-	return -EAGAIN;
+	struct source_inject *inject = (struct source_inject *)source;
+
+	if (count_slow(inject, length, offset) || is_bad(inject, offset, length))
+		return -EAGAIN;
+	return source_read_now(inject->inner, buffer, length, offset);
 }
 
 static int inject_read(struct source *source, void *buffer, size_t length, uint64_t offset)
 {
 	struct source_inject *inject = (struct source_inject *)source;
-	uint64_t delay = delay_for(inject, length);
+	uint64_t delay = count_slow(inject, length, offset) ? delay_for(inject, length) : 0;
 	struct timespec ts = { .tv_sec = (time_t)(delay / NSEC_PER_SEC), .tv_nsec = (long)(delay % NSEC_PER_SEC) };
 
 	if (delay)
@@ -79,13 +98,15 @@ static int inject_read(struct source *source, void *buffer, size_t length, uint6
 static int inject_submit(struct source *source, struct io *io, struct io_read *read)
 {
 	struct source_inject *inject = (struct source_inject *)source;
+	bool slow = count_slow(inject, read->length, read->offset) > 0;
 
-	read->delay_ns += delay_for(inject, read->length);
+	if (slow)
+		read->delay_ns += delay_for(inject, read->length);
 	if (is_bad(inject, read->offset, read->length))
 		read->inject = -EIO;
 	int r = inject->inner->ops->submit(inject->inner, io, read);
 	/* It is tried again later: its bytes have not gone through. */
-	if (r < 0)
+	if (r < 0 && slow)
 		atomic_fetch_sub(&inject->free_at_ns, cost_of(inject, read->length));
 	return r;
 }
@@ -95,6 +116,7 @@ static void inject_close(struct source *source)
 	struct source_inject *inject = (struct source_inject *)source;
 
 	source_close(inject->inner);
+	free(inject->only);
 	free(inject);
 }
 
@@ -156,8 +178,27 @@ static bool parse_bad_range(struct source_inject *inject, const char *text)
 	return true;
 }
 
+static bool read_only_pages(struct source_inject *inject, const char *path)
+{
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	_cleanup_free_ uint8_t *bits = NULL;
+	struct stat st;
+
+	if (inject->only || fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_size <= 0 ||
+	    st.st_size > ONLY_BYTES_MAX)
+		return false;
+	bits = malloc((size_t)st.st_size);
+	if (!bits || read(fd, bits, (size_t)st.st_size) != st.st_size)
+		return false;
+	inject->only = TAKE_PTR(bits);
+	inject->only_pages = (uint64_t)st.st_size * 8;
+	return true;
+}
+
 static bool parse_part(struct source_inject *inject, const char *part)
 {
+	if (strncmp(part, "only=", 5) == 0)
+		return read_only_pages(inject, part + 5);
 	if (strncmp(part, "delay=", 6) == 0)
 		return parse_with_unit(part + 6, time_units, &inject->delay_ns);
 	if (strncmp(part, "rate=", 5) == 0)
@@ -182,9 +223,10 @@ int source_inject_new(struct source *inner, const char *spec, struct source **re
 	for (char *part = strtok_r(copy, ",", &save); part; part = strtok_r(NULL, ",", &save))
 		if (!parse_part(inject, part)) {
 			int r = error_set(err, -EINVAL, "bad_inject",
-					  "'%s' is not understood: say delay=5ms, rate=100MB/s or error=0x1000+0x2000, "
-					  "with commas between them",
+					  "'%s' is not understood: say delay=5ms, rate=100MB/s, error=0x1000+0x2000 or "
+					  "only=FILE (a bit for each page), with commas between them",
 					  part);
+			free(inject->only);
 			free(inject);
 			return r;
 		}

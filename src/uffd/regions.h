@@ -30,6 +30,12 @@ uint64_t regions_page_count(const struct region *regions, size_t count);
 /* The region that page number PAGE lies in. */
 const struct region *regions_of_page(const struct region *regions, size_t count, uint64_t page);
 
+/* Where in the image PAGE, one of REGION's, begins. */
+static inline uint64_t region_image_offset(const struct region *region, uint64_t page)
+{
+	return region->offset + (page - region->first_page) * region->page_size;
+}
+
 /*
  * Addresses change when the VMM unmaps or moves memory. Pieces are sorted by address; not thread-safe.
  */

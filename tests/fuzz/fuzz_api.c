@@ -228,14 +228,17 @@ int server_fork_remove(struct server *s, const char *id, bool force, struct erro
 	return server_template_remove(s, id, err);
 }
 
-int server_fork_hot_list(struct server *s, const char *id, struct hotlist **ret, struct error *err)
+int server_fork_hot_list(struct server *s, const char *id, enum recording_source from, struct fork_recording *ret,
+			 struct error *err)
 {
 	int r = server_template_remove(s, id, err);
 
 	if (r < 0)
 		return r;
-	*ret = hotlist_new();
-	PROMISE(*ret && hotlist_add(*ret, 0, 4096) == 0, "no memory");
+	*ret = (struct fork_recording){ .list = hotlist_new(),
+					.from = from == RECORDED_BEST ? RECORDED_BY_KERNEL : from,
+					.why = "because" };
+	PROMISE(ret->list && hotlist_add(ret->list, 0, 4096) == 0, "no memory");
 	return 0;
 }
 
@@ -249,6 +252,70 @@ unsigned server_pager_count(const struct server *s)
 {
 	(void)s;
 	return 2;
+}
+
+const char *server_observe_tier(const struct server *s)
+{
+	(void)s;
+	return "tp_btf";
+}
+
+const char *recording_source_name(enum recording_source source)
+{
+	static const char *const names[] = { "best", "loop", "kernel" };
+
+	return names[source];
+}
+
+void fork_recording_clear(struct fork_recording *recording)
+{
+	hotlist_free(recording->list);
+}
+
+/* Two touches, by a thread whose name is a part of the request. */
+struct server_trace {
+	unsigned reads;
+};
+
+int server_trace_open(struct server *s, const char *id, struct server_trace **ret, struct error *err)
+{
+	int r = server_template_remove(s, id, err);
+
+	/* There are no forks of other names. */
+	if (r >= 0 && id[strspn(id, "abcdefghijklmnopqrstuvwxyz0123456789-")])
+		r = error_set(err, -ENOENT, "fork_unknown", "no such fork");
+	if (r < 0)
+		return r;
+	*ret = calloc(1, sizeof **ret);
+	PROMISE(*ret, "no memory");
+	return 0;
+}
+
+ssize_t server_trace_read(struct server_trace *trace, struct observed_touch *ret, size_t max, uint64_t timeout_ns,
+			  uint64_t *ret_lost)
+{
+	(void)timeout_ns;
+	PROMISE(max >= 2, "no room");
+	*ret_lost = trace->reads;
+	if (trace->reads++ > 0)
+		return -ESHUTDOWN;
+	for (unsigned i = 0; i < 2; i++) {
+		ret[i] = (struct observed_touch){
+			.touch_ns = 1000, .run_ns = UINT64_MAX, .read_ns = i, .copied_ns = 5000, .demand = i
+		};
+		memcpy(ret[i].thread, server.remark, strnlen(server.remark, sizeof ret[i].thread));
+	}
+	return 2;
+}
+
+uint64_t server_trace_connected_ns(struct server_trace *trace)
+{
+	return trace->reads ? UINT64_MAX : 0;
+}
+
+void server_trace_close(struct server_trace *trace)
+{
+	free(trace);
 }
 
 /* ---- promises ---- */
@@ -279,10 +346,32 @@ static void check_error(const struct reply *reply)
 	PROMISE(reply->status != 405 || reply->allow[0], "405 names no method");
 }
 
+static void check_lines(const struct reply_stream *stream)
+{
+	char text[4096];
+	ssize_t n;
+	unsigned lines = 0;
+
+	while ((n = stream->read(stream->data, text, sizeof text - 1, 0, false)) >= 0) {
+		text[n] = '\0';
+		for (char *rest = text, *line; (line = strsep(&rest, "\n")) && *line; lines++) {
+			json_t *json = json_loads(line, 0, NULL);
+
+			PROMISE(json, "no JSON: %s", line);
+			json_decref(json);
+		}
+	}
+	PROMISE(lines == 5, "%u lines", lines);
+}
+
 static void check_reply(const struct reply *reply)
 {
 	if (reply->status >= 400) {
 		check_error(reply);
+	} else if (reply->stream.read) {
+		PROMISE(reply->status == 200 && !reply->json && !reply->data && reply->stream.content_type,
+			"a stream and more");
+		check_lines(&reply->stream);
 	} else if (reply->status == 204) {
 		PROMISE(!reply->json && !reply->data, "status 204 with a body");
 	} else {

@@ -1,0 +1,102 @@
+/* Order against truth: what the parts of the group "order" share. docs/ordering.md says what is measured, and why. */
+#pragma once
+
+#include "bench/run.h"
+#include "hotlist/hotlist.h"
+#include "replay/guest.h"
+
+/* Recordings of a case: where ten are merged, and elsewhere. */
+#define ORDER_RUNS_MANY 10
+#define ORDER_RUNS_FEW	3
+#define ORDER_MERGED	3 /* of them make a list, as `faultline warmup` does by default */
+
+/* Which pages of the image come slowly. */
+enum order_slow {
+	SLOW_NONE,
+	SLOW_ODD,    /* those that vCPUs with odd numbers touch first */
+	SLOW_REMOTE, /* all of them, as over a network: each read waits, and together they have so much a second */
+	SLOW_COLD,   /* whatever the disk makes of a cold page cache */
+};
+
+enum order_story {
+	STORY_START,	/* forks start, and are recorded */
+	STORY_SECOND,	/* they have an older list prefetched meanwhile, and do something else than it was recorded from */
+	STORY_LONG_LIFE /* they start, rest, and go on to touch many other pages */
+};
+
+struct situation {
+	const char *id, *title;
+	enum replay_vcpus vcpus;
+	enum replay_pace pace;
+	unsigned spread; /* the trace's touches dealt out to so many vCPUs; 0: as they are */
+	unsigned cpus;	 /* that the vCPUs are pinned to; 0: as many as there are */
+	enum order_slow slow;
+	enum order_story story;
+	unsigned runs; /* ORDER_RUNS_… */
+	bool quick;    /* is part of a quick look */
+};
+
+/* A workload: two runs of the same guest. The first is recorded; its list is prefetched in the second. */
+struct workload {
+	const char *name;
+	struct trace *traces[2];
+	struct trace_image *image; /* has the pages with data of both */
+	char image_path[400], slow_path[400];
+	struct hotlist *truth[2]; /* pages in the order of their touches */
+};
+
+int workload_load(struct bench *bench, const char *name, struct workload *ret, struct error *err);
+void workload_clear(struct workload *workload);
+/* Writes which pages are slow, for SLOW_ODD. */
+int workload_write_slow(const struct workload *workload, const struct trace *const traces[2], struct error *err);
+/* Has the image in the page cache, or nowhere near it. -EBUSY with code not_cold where it stays there. */
+int workload_warm(const struct workload *workload, struct error *err);
+int workload_evict(const struct workload *workload, struct error *err);
+
+/* One case of the group under way: a workload in a situation. */
+struct order_run {
+	struct bench *bench;
+	struct bench_server server;
+	const struct situation *situation;
+	const struct workload *workload;
+	struct trace *spread[2]; /* the workload's, where the situation deals them out */
+	bool has_template;
+	bool unobserved; /* there is no observation here */
+};
+
+static inline const struct trace *order_trace(const struct order_run *run, unsigned number)
+{
+	return run->spread[number] ?: run->workload->traces[number];
+}
+
+/* What a fork was like. Lists are NULL where there is none. */
+struct order_visit {
+	unsigned trace;	      /* 0 or 1 */
+	const char *hot_list; /* streamed; NULL: nothing is prefetched */
+	bool kernel;	      /* what the kernel saw is wanted as well */
+
+	struct replay_result result;
+	uint64_t faults; /* demand faults, as the server counts them */
+	struct hotlist *loop, *seen;
+};
+
+/* One fork, from its handshake to its end. Every page that its guest has is compared. */
+int order_visit(struct order_run *run, struct order_visit *visit, struct error *err);
+void order_visit_clear(struct order_visit *visit);
+
+/* The template that the situation's forks are of. Removing one that is not there is fine. */
+int order_add_template(struct order_run *run, struct error *err);
+int order_remove_template(struct order_run *run, struct error *err);
+
+/* ---- lists ---- */
+
+/* LIST in order of a clock, or of address. NULL: out of memory. */
+struct hotlist *order_by_clock(const struct hotlist *list, enum hot_clock clock);
+struct hotlist *order_by_address(const struct hotlist *list);
+/* FIRST, and behind it what MORE has besides. NULL: out of memory. */
+struct hotlist *order_append(const struct hotlist *first, const struct hotlist *more);
+/* The lists merged, as `faultline hotlist merge` does. RET_VOTE (may be NULL) says how. */
+int order_merge(struct hotlist *const *lists, size_t count, struct hotlist **ret, char ret_vote[static 120],
+		struct error *err);
+/* How many pages of A are in B. */
+size_t order_count_common(const struct hotlist *a, const struct hotlist *b);

@@ -1,0 +1,186 @@
+/* One fork of the group "order": a replayed guest, what it cost, and what was recorded of it. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "bench/order.h"
+#include "replay/content.h"
+
+#define TEMPLATE "order"
+
+/* A page of vCPUs with odd numbers takes so long: a read of a disk that is busy, or of one over a network. */
+#define SLOW_ODD_SPEC "delay=200us,only=%s"
+/* An object store in the same building; a gigabit and a half. */
+#define SLOW_REMOTE_SPEC "delay=500us,rate=200MB/s"
+
+/* A recording counts as settled after two seconds of quiet. */
+#define REST_NS	   (2500 * NSEC_PER_MSEC)
+#define LATER_PAGES 15000
+
+/* ---- the template ---- */
+
+int order_remove_template(struct order_run *run, struct error *err)
+{
+	if (!run->has_template)
+		return 0;
+	run->has_template = false;
+	return bench_server_remove_template(&run->server, TEMPLATE, err);
+}
+
+int order_add_template(struct order_run *run, struct error *err)
+{
+	const struct workload *w = run->workload;
+	const struct trace *traces[2] = { order_trace(run, 0), order_trace(run, 1) };
+	char inject[600] = "";
+	int r = 0;
+
+	switch (run->situation->slow) {
+	case SLOW_NONE:
+	case SLOW_COLD:
+		break;
+	case SLOW_ODD:
+		snprintf(inject, sizeof inject, SLOW_ODD_SPEC, w->slow_path);
+		r = workload_write_slow(w, traces, err);
+		break;
+	case SLOW_REMOTE:
+		snprintf(inject, sizeof inject, "%s", SLOW_REMOTE_SPEC);
+		break;
+	}
+	if (r >= 0)
+		r = bench_server_add_slow_template(&run->server, TEMPLATE, w->image_path, inject[0] ? inject : NULL, err);
+	run->has_template = r >= 0;
+	return r;
+}
+
+/* A server keeps its templates' images mapped. */
+static int make_cold(struct order_run *run, struct error *err)
+{
+	int r = order_remove_template(run, err);
+
+	if (r >= 0)
+		r = workload_evict(run->workload, err);
+	return r < 0 ? r : order_add_template(run, err);
+}
+
+/* ---- the guest ---- */
+
+static int check_pages(const struct replay_result *result, struct error *err)
+{
+	const struct replay_wrong *wrong = &result->wrong;
+
+	if (!wrong->count)
+		return 0;
+	return error_set(err, -EBADMSG, "wrong_bytes",
+			 "page %" PRIu64 " has other bytes than the memory image, from byte %u on: %s; the figures mean nothing",
+			 wrong->page, wrong->byte, wrong->what);
+}
+
+/* All that it does until its lists are asked for. */
+static int live(struct order_run *run, struct order_visit *visit, struct replay_guest *guest, struct error *err)
+{
+	int r = replay_run(guest, &visit->result, err);
+
+	if (r >= 0)
+		r = check_pages(&visit->result, err);
+	if (r < 0 || run->situation->story != STORY_LONG_LIFE || visit->hot_list)
+		return r;
+	r = processes_wait(&run->bench->processes, -1, REST_NS, err);
+	return r < 0 ? r : replay_linger(guest, err);
+}
+
+/* ---- what was recorded ---- */
+
+/* Where the guest's memory is mapped twice, both are the same pages. */
+static void drop_regions(struct hotlist *list)
+{
+	for (size_t i = 0; i < list->count; i++)
+		list->pages[i].region = 0;
+}
+
+static int fetch_list(struct order_run *run, const char *id, const char *from, struct hotlist **ret, struct error *err)
+{
+	_cleanup_free_ void *data = NULL;
+	size_t size;
+	int r = bench_server_fetch_list(&run->server, id, from, &data, &size, err);
+
+	if (r >= 0)
+		r = hotlist_decode(data, size, ret, err);
+	if (r >= 0 && run->situation->story == STORY_SECOND)
+		drop_regions(*ret);
+	return r;
+}
+
+static int collect(struct order_run *run, struct order_visit *visit, const char *id, struct error *err)
+{
+	json_t *fork = NULL;
+	int r = bench_server_show_fork(&run->server, id, &fork, err);
+
+	if (r < 0)
+		return r;
+	visit->faults = (uint64_t)json_integer_value(json_object_get(fork, "faults"));
+	json_decref(fork);
+	r = fetch_list(run, id, "loop", &visit->loop, err);
+	if (r < 0 || !visit->kernel || run->unobserved)
+		return r;
+	r = fetch_list(run, id, "kernel", &visit->seen, err);
+	if (r < 0 && !strcmp(err->code, "not_observed")) {
+		run->unobserved = true;
+		return 0;
+	}
+	return r;
+}
+
+/* ---- the whole ---- */
+
+static unsigned choose_cpus(const struct order_run *run)
+{
+	unsigned there = run->bench->cpu_count, wanted = run->situation->cpus;
+
+	return wanted && wanted < there ? wanted : there;
+}
+
+int order_visit(struct order_run *run, struct order_visit *visit, struct error *err)
+{
+	char id[24], socket[SOCKET_PATH_SIZE];
+	struct replay_config config = {
+		.trace = order_trace(run, visit->trace),
+		.image = run->workload->image,
+		.seed = CONTENT_DEFAULT_SEED,
+		.memory = run->situation->story == STORY_SECOND ? REPLAY_SHARED : REPLAY_SERVED,
+		.vcpus = run->situation->vcpus,
+		.pace = run->situation->pace,
+		.tail = LATER_PAGES,
+		.socket = socket,
+		.answers = true,
+		.cpus = run->bench->cpu_list,
+		.cpu_count = choose_cpus(run),
+		.interrupt_fd = run->bench->processes.stop_fd,
+	};
+	struct bench_fork fork = { .template = TEMPLATE, .id = id, .hot_list = visit->hot_list, .stream = true, .record = true };
+	struct replay_guest *guest = NULL;
+	int r = processes_check_stop(&run->bench->processes, err);
+
+	if (r >= 0 && run->situation->slow == SLOW_COLD)
+		r = make_cold(run, err);
+	if (r < 0)
+		return r;
+	bench_fork_id(run->bench, id);
+	r = bench_server_create(&run->server, &fork, socket, err);
+	if (r >= 0)
+		r = replay_start(&config, &guest, err);
+	if (r >= 0)
+		r = live(run, visit, guest, err);
+	if (r >= 0)
+		r = collect(run, visit, id, err);
+	replay_free(guest);
+	return r < 0 ? r : bench_server_end_fork(&run->server, id, err);
+}
+
+void order_visit_clear(struct order_visit *visit)
+{
+	hotlist_free(visit->loop);
+	hotlist_free(visit->seen);
+	visit->loop = visit->seen = NULL;
+}

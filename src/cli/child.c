@@ -1,0 +1,147 @@
+/* Starting a command and ending it: see child.h. */
+#include "cli/child.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+
+static void reset_signals(void)
+{
+	sigset_t none;
+
+	/* Ours is blocked to be read, and ignored where an error is better than a death: neither is the command's business. */
+	signal(SIGXFSZ, SIG_DFL);
+	signal(SIGPIPE, SIG_DFL);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+/* In the child. FAILED is closed by a successful exec, and else told why there was none. */
+static void __attribute__((noreturn))
+become(const char *const *argv, const struct child_variable *variables, pid_t parent, int failed)
+{
+	int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
+
+	setpgid(0, 0);
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() != parent)
+		_exit(127);
+	if (nothing >= 0)
+		dup2(nothing, STDIN_FILENO);
+	dup2(STDERR_FILENO, STDOUT_FILENO);
+	for (const struct child_variable *v = variables; v->name; v++)
+		setenv(v->name, v->value, !v->keep);
+	reset_signals();
+	execvp(argv[0], (char *const *)argv);
+
+	int error = errno;
+	if (write(failed, &error, sizeof error) < 0)
+		_exit(126);
+	_exit(127);
+}
+
+static int exec_failed(const char *name, int error, struct error *err)
+{
+	if (error == ENOENT)
+		return error_set(err, -error, "command_unknown",
+				 strchr(name, '/')
+					 ? "cannot start '%s': there is no such file, or its interpreter is missing"
+					 : "cannot start '%s': there is no such command in PATH",
+				 name);
+	return error_set(err, -error, "command_failed", "cannot start '%s': %s", name, strerror(error));
+}
+
+/* Waits for the exec. 0, or what it failed with. */
+static int await_exec(int failed)
+{
+	int error = 0;
+	ssize_t n;
+
+	do
+		n = read(failed, &error, sizeof error);
+	while (n < 0 && errno == EINTR);
+	return n == sizeof error ? error : 0;
+}
+
+int child_start(const char *const *argv, const struct child_variable *variables, struct child *ret, struct error *err)
+{
+	int ends[2];
+
+	if (pipe2(ends, O_CLOEXEC) < 0)
+		return error_set(err, -errno, "command_failed", "cannot start '%s': %s", argv[0], strerror(errno));
+
+	_cleanup_close_ int theirs = ends[1], ours = ends[0];
+	pid_t parent = getpid();
+
+	fflush(NULL);
+	pid_t pid = fork();
+	if (pid == 0)
+		become(argv, variables, parent, theirs);
+	if (pid < 0)
+		return error_set(err, -errno, "command_failed", "cannot start a process for '%s': %s", argv[0],
+				 strerror(errno));
+	/* Here too, so that it has its group before anybody could want to end that. */
+	setpgid(pid, pid);
+	close(TAKE_FD(theirs));
+
+	struct child child = { .pid = pid, .pidfd = (int)syscall(SYS_pidfd_open, pid, 0), .name = argv[0] };
+	int error = await_exec(ours);
+
+	if (error == 0 && child.pidfd < 0)
+		error = ENOSYS;
+	if (error) {
+		child_end(&child, 0, -1);
+		return exec_failed(argv[0], error, err);
+	}
+	*ret = child;
+	return 0;
+}
+
+int child_end(struct child *child, double grace_s, int impatient)
+{
+	struct pollfd events[] = {
+		{ .fd = child->pidfd, .events = POLLIN },
+		{ .fd = impatient, .events = POLLIN },
+	};
+	int status = 0, n = 0;
+
+	if (!child->pid)
+		return 0;
+	/* As long as it hasn't been waited for, its number can't be another's: nobody else is hit. */
+	kill(-child->pid, SIGTERM);
+	if (child->pidfd >= 0 && grace_s > 0)
+		do
+			n = poll(events, 2, (int)(grace_s * 1000));
+		while (n < 0 && errno == EINTR);
+	/* What it started and left behind goes in any case. */
+	kill(-child->pid, SIGKILL);
+	while (waitpid(child->pid, &status, 0) < 0 && errno == EINTR)
+		;
+	if (child->pidfd >= 0)
+		close(child->pidfd);
+	*child = (struct child)CHILD_NONE;
+	return status;
+}
+
+void child_describe(int status, char *buffer, size_t size)
+{
+	if (WIFSIGNALED(status))
+		snprintf(buffer, size, "was killed by signal %d (%s)", WTERMSIG(status), strsignal(WTERMSIG(status)));
+	else
+		snprintf(buffer, size, "exited with status %d", WEXITSTATUS(status));
+}
+
+int child_exit_code(int status)
+{
+	return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}

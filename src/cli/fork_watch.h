@@ -1,0 +1,31 @@
+/*
+ * Waiting for a fork's milestone beside other things: the API's answer blocks, so a thread of its own waits for it and makes a descriptor
+ * readable when it is there.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "base/error.h"
+
+struct fork_watch {
+	pthread_t thread;
+	bool started;
+	int done; /* readable: result and err are there; -1: no watch */
+	const char *run_dir, *id, *milestone;
+	double timeout_s;
+	int result; /* 0, or negative with err as the API said it */
+	struct error err;
+};
+#define FORK_WATCH_NONE    \
+	{                  \
+		.done = -1 \
+	}
+
+/* RUN_DIR (may be NULL) and ID must outlive the watch. MILESTONE as of `fork wait`. Must not move while it is started. */
+int fork_watch_start(struct fork_watch *watch, const char *run_dir, const char *id, const char *milestone,
+		     double timeout_s, struct error *err);
+
+/* Returns once the answer is there; forget the fork first, where that is not to take long. */
+void fork_watch_end(struct fork_watch *watch);

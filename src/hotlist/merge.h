@@ -1,0 +1,78 @@
+/*
+ * Lists of several runs made into one: a vote on which clock is right, the pages' order by it, and how sure we are of each page.
+ * docs/observation.md gives the reasons for the thresholds. Thread-safe as long as the inputs don't change.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "hotlist/hotlist.h"
+
+/* A page stands in its place if at least one run in MERGE_TAIL_RUNS touched it; else at the list's end. */
+#define MERGE_TAIL_RUNS 3
+/* It leaves the list if fewer than one run in MERGE_LEAVE_RUNS touched it. */
+#define MERGE_LEAVE_RUNS 8
+/* A list that is kept fresh counts for so many runs at most, the newest among them: what is older fades. */
+#define MERGE_FRESH_RUNS 8
+
+/* Agreements that differ by less are a tie; by less than the second, a run's own evidence may overrule them. */
+#define MERGE_TIE   0.002
+#define MERGE_CLOSE 0.01
+
+/* Runs whose own evidence (merge_vote.independence) is at least this don't wait for themselves. */
+#define MERGE_INDEPENDENT_FROM 0.25
+
+/* Why a clock was taken. */
+enum merge_reason {
+	MERGE_ONE_CLOCK, /* the inputs know no more than one, or both make the same order */
+	MERGE_AGREEMENT, /* the runs agree more under it */
+	MERGE_EVIDENCE,	 /* the runs agree as much under both, or there is one only: what a run itself shows decided */
+	MERGE_TIED,	 /* nothing spoke for either: raw */
+};
+
+struct merge_vote {
+	enum hot_clock clock; /* that won */
+	enum merge_reason reason;
+	size_t pairs; /* of runs that were compared */
+	/* Mean pairwise rank correlation of the runs by each clock; 0 without pairs. */
+	double agreement_raw, agreement_corrected;
+	/* What runs showed by themselves: 0 they wait for each other (raw is right), 1 they don't (corrected is). Negative: nothing. */
+	double independence;
+};
+
+struct merge_result {
+	struct hotlist *list;
+	struct merge_vote vote;
+	uint32_t runs;
+	size_t placed, tail; /* pages of the list in their places, and at its end as they are rare */
+	size_t dropped;	     /* pages of the inputs that are not in it */
+	bool complete; /* merge_refresh: the run was taken to have seen every touch, so that pages that it lacks have sunk */
+};
+
+/*
+ * COUNT lists (at least one) become one; each may be merged itself. NAMES are for errors. A list without times takes part with its order, and
+ * one in order of address (HPL1) as a set of pages. What is of another template, or has other regions: -EINVAL with code "other_template" or
+ * "other_regions". -ENOMEM. The caller frees RET->list.
+ */
+int merge_lists(const struct hotlist *const *lists, const char *const *names, size_t count, struct merge_result *ret,
+		struct error *err);
+
+/* Whether a run saw touches of pages that were there already. */
+enum merge_saw {
+	MERGE_SAW_AUTO, /* it did if it names one, or has half of the old list's pages */
+	MERGE_SAW_ALL,
+	MERGE_SAW_DEMAND, /* demand faults alone: that it lacks a page says nothing */
+};
+
+/*
+ * A list in use and a run of a fork that had it prefetched: unused pages sink and leave, new ones enter in their places, and what is older than
+ * MERGE_FRESH_RUNS runs fades. Errors as above. NAMES: of OLD and of RUN.
+ */
+int merge_refresh(const struct hotlist *old, const struct hotlist *run, enum merge_saw saw, const char *const names[2],
+		  struct merge_result *ret, struct error *err);
+
+/* "raw", "corrected", "unknown". */
+const char *hot_clock_name(enum hot_clock clock);

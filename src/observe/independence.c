@@ -1,0 +1,225 @@
+/* Whether vCPUs touch on while another one is stalled: see clock.h. */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "observe/clock.h"
+
+/*
+ * A vCPU that waits by spinning gets that far after the other one's stall began: to where it needs what the other was to do. Shorter stalls
+ * (pages from memory) say nothing; neither clock is far from the other then.
+ */
+#define HEAD_START_NS 100000u
+/* A vCPU with fewer touches at other times has no rate. */
+#define RATE_TOUCHES_MIN 8
+
+enum point_kind { STALL_END, AWAKE, STALL_LONG, TOUCH, ASLEEP };
+
+struct point {
+	uint64_t at;
+	uint32_t index;
+	uint32_t kind;
+};
+
+/* Of one vCPU between its first touch and its last: time in which it could have touched, and touches, while ... */
+struct vcpu {
+	uint64_t free_ns[2]; /* [0]: no other was in a long stall, [1]: one was */
+	uint64_t touches[2];
+	uint64_t since[2]; /* the time of that kind until it began to run */
+	uint64_t first, last;
+	uint32_t pending;
+	bool running, stalled;
+};
+
+struct measurement {
+	const struct recording *recording;
+	uint64_t until_ns;
+	struct point *points;
+	size_t point_count;
+	struct vcpu *vcpus;
+	size_t vcpu_count;
+	uint64_t time[2]; /* until now, with no vCPU in a long stall, and with one */
+	uint64_t now;
+	unsigned long_stalls;
+};
+
+static int compare_points(const void *a, const void *b)
+{
+	const struct point *x = a, *y = b;
+
+	if (x->at != y->at)
+		return x->at < y->at ? -1 : 1;
+	if (x->kind != y->kind)
+		return x->kind < y->kind ? -1 : 1;
+	return (x->index > y->index) - (x->index < y->index);
+}
+
+static void add_point(struct measurement *m, uint64_t at, enum point_kind kind, size_t index)
+{
+	m->points[m->point_count++] = (struct point){ .at = at, .index = (uint32_t)index, .kind = kind };
+}
+
+static bool waits(const struct touch *touch)
+{
+	return !touch->present && touch->run_ns > touch->touch_ns;
+}
+
+static bool is_long(const struct touch *touch)
+{
+	return waits(touch) && touch->run_ns - touch->touch_ns > HEAD_START_NS;
+}
+
+static bool counts(const struct measurement *m, const struct touch *touch)
+{
+	return touch->vcpu != VCPU_UNKNOWN && touch->touch_ns <= m->until_ns;
+}
+
+static void add_touch(struct measurement *m, size_t index)
+{
+	const struct touch *touch = &m->recording->touches[index];
+
+	if (!counts(m, touch))
+		return;
+	if (touch->vcpu >= m->vcpu_count)
+		m->vcpu_count = touch->vcpu + 1u;
+	add_point(m, touch->touch_ns, TOUCH, index);
+	if (is_long(touch))
+		add_point(m, touch->touch_ns + HEAD_START_NS, STALL_LONG, index);
+	if (waits(touch))
+		add_point(m, touch->run_ns, STALL_END, index);
+}
+
+static int collect_points(struct measurement *m)
+{
+	const struct recording *recording = m->recording;
+
+	m->points = calloc(3 * recording->touch_count + 2 * recording->sleep_count + 1, sizeof *m->points);
+	if (!m->points)
+		return -ENOMEM;
+	for (size_t i = 0; i < recording->touch_count; i++)
+		add_touch(m, i);
+	for (size_t i = 0; i < recording->sleep_count; i++) {
+		const struct vcpu_sleep *sleep = &recording->sleeps[i];
+
+		if (sleep->vcpu >= m->vcpu_count || sleep->run_ns < sleep->sleep_ns)
+			continue;
+		add_point(m, sleep->sleep_ns, ASLEEP, i);
+		add_point(m, sleep->run_ns, AWAKE, i);
+	}
+	qsort(m->points, m->point_count, sizeof *m->points, compare_points);
+
+	m->vcpus = calloc(m->vcpu_count + 1, sizeof *m->vcpus);
+	if (!m->vcpus)
+		return -ENOMEM;
+	for (size_t v = 0; v < m->vcpu_count; v++)
+		m->vcpus[v].first = UINT64_MAX;
+	for (size_t i = 0; i < recording->touch_count; i++) {
+		const struct touch *touch = &recording->touches[i];
+
+		if (!counts(m, touch))
+			continue;
+		struct vcpu *vcpu = &m->vcpus[touch->vcpu];
+		vcpu->first = touch->touch_ns < vcpu->first ? touch->touch_ns : vcpu->first;
+		vcpu->last = touch->touch_ns > vcpu->last ? touch->touch_ns : vcpu->last;
+	}
+	return 0;
+}
+
+static void start_running(struct measurement *m, struct vcpu *vcpu)
+{
+	vcpu->running = true;
+	vcpu->since[0] = m->time[0];
+	vcpu->since[1] = m->time[1];
+}
+
+static void stop_running(struct measurement *m, struct vcpu *vcpu)
+{
+	if (!vcpu->running)
+		return;
+	vcpu->running = false;
+	vcpu->free_ns[0] += m->time[0] - vcpu->since[0];
+	vcpu->free_ns[1] += m->time[1] - vcpu->since[1];
+}
+
+static void take_touch(struct measurement *m, struct vcpu *vcpu, uint32_t index)
+{
+	const struct touch *touch = &m->recording->touches[index];
+
+	/* The first touch is where its time begins, and does not count. */
+	if (touch->touch_ns > vcpu->first)
+		vcpu->touches[m->long_stalls > 0]++;
+	if (!vcpu->running && !vcpu->stalled)
+		start_running(m, vcpu);
+	if (waits(touch)) {
+		stop_running(m, vcpu);
+		vcpu->stalled = true;
+		vcpu->pending = index;
+	}
+	if (touch->touch_ns >= vcpu->last)
+		stop_running(m, vcpu);
+}
+
+static void take_point(struct measurement *m, const struct point *point)
+{
+	const struct recording *recording = m->recording;
+	bool of_touch = point->kind == TOUCH || point->kind == STALL_LONG || point->kind == STALL_END;
+	struct vcpu *vcpu =
+		&m->vcpus[of_touch ? recording->touches[point->index].vcpu : recording->sleeps[point->index].vcpu];
+
+	m->time[m->long_stalls > 0] += point->at - m->now;
+	m->now = point->at;
+	switch ((enum point_kind)point->kind) {
+	case TOUCH:
+		take_touch(m, vcpu, point->index);
+		break;
+	case STALL_LONG:
+		m->long_stalls++;
+		break;
+	case STALL_END:
+		m->long_stalls -= is_long(&recording->touches[point->index]);
+		if (!vcpu->stalled || vcpu->pending != point->index)
+			break;
+		vcpu->stalled = false;
+		if (m->now < vcpu->last)
+			start_running(m, vcpu);
+		break;
+	case ASLEEP:
+		stop_running(m, vcpu);
+		break;
+	case AWAKE:
+		if (!vcpu->stalled && !vcpu->running && m->now > vcpu->first && m->now < vcpu->last)
+			start_running(m, vcpu);
+		break;
+	}
+}
+
+static struct independence sum_up(const struct measurement *m)
+{
+	struct independence sum = { .ratio = 0 };
+	double made = 0;
+
+	for (size_t v = 0; v < m->vcpu_count; v++) {
+		const struct vcpu *vcpu = &m->vcpus[v];
+
+		if (vcpu->touches[0] < RATE_TOUCHES_MIN || !vcpu->free_ns[0])
+			continue;
+		sum.expected += (double)vcpu->touches[0] / (double)vcpu->free_ns[0] * (double)vcpu->free_ns[1];
+		made += (double)vcpu->touches[1];
+	}
+	if (sum.expected > 0)
+		sum.ratio = made < sum.expected ? made / sum.expected : 1;
+	return sum;
+}
+
+int independence_measure(const struct recording *recording, uint64_t until_ns, struct independence *ret)
+{
+	struct measurement m = { .recording = recording, .until_ns = until_ns };
+	int r = collect_points(&m);
+
+	for (size_t i = 0; r >= 0 && i < m.point_count; i++)
+		take_point(&m, &m.points[i]);
+	if (r >= 0)
+		*ret = sum_up(&m);
+	free(m.points);
+	free(m.vcpus);
+	return r;
+}

@@ -1,0 +1,77 @@
+/* One fork as its observer keeps it: where its memory lies, its threads, figures, recording, and who reads along. Under the observer's lock. */
+#pragma once
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/histogram.h"
+#include "event.h"
+#include "observe/recording.h"
+#include "serve/observer.h"
+
+/* Threads that have vCPU numbers; a VMM has one a vCPU and a few of its own. */
+#define WATCHED_THREADS_MAX 1024
+/* What a slow reader of a trace may fall behind. */
+#define TRACE_BACKLOG 16384u
+
+struct watched_thread {
+	uint32_t tid;
+	bool kthread;
+	uint16_t vcpu; /* VCPU_UNKNOWN for a kernel thread */
+	char name[16];
+};
+
+struct watched;
+
+struct trace {
+	struct watched *watched; /* NULL: the fork is released */
+	struct trace *next;	 /* of the fork's */
+	pthread_mutex_t *lock;	 /* the observer's */
+	pthread_cond_t changed;
+	struct observed_touch *touches; /* TRACE_BACKLOG of them */
+	uint64_t written, read;
+	uint64_t lost;
+};
+
+struct watched {
+	uint32_t slot;
+	struct watched *next; /* in its bucket */
+	char id[64];
+	pid_t pid;
+	uint64_t context, mm;
+	bool attached; /* the kernel's programs know it */
+	bool record;
+	uint64_t connected_ns, ready_ns, detached_ns;
+
+	struct observer_region *regions; /* by address */
+	size_t region_count;
+
+	struct watched_thread *threads;
+	size_t thread_count, thread_capacity;
+	uint16_t vcpus;
+
+	struct fork_stats final; /* as of the end, once it isn't attached */
+	uint64_t seen;		 /* events */
+	uint64_t kvm_touches, other_touches, faults, joined, unjoined;
+	struct histogram total, queue, source, copy, wake;
+	struct recording recording;
+	struct trace *traces;
+};
+
+/* NULL: out of memory. Regions are copied. */
+struct watched *watched_new(const struct observer_fork *fork);
+void watched_free(struct watched *watched);
+int watched_set_regions(struct watched *watched, const struct observer_region *regions, size_t count);
+/* NULL: the address is none of its memory. */
+const struct observer_region *watched_region(const struct watched *watched, uint64_t address);
+
+/* What became of EVENT is noted; a fault with its STAMP (NULL: none has come). */
+void watched_thread_named(struct watched *watched, const struct fl_event *event);
+void watched_touched(struct watched *watched, const struct fl_event *event);
+void watched_slept(struct watched *watched, const struct fl_event *event);
+void watched_faulted(struct watched *watched, const struct fl_event *event);
+void watched_fault_joined(struct watched *watched, const struct fl_event *event, const struct observer_stamp *stamp);
+void watched_figures(const struct watched *watched, const struct fork_stats *stats, struct observed_figures *ret);
+
+struct trace *trace_new(struct watched *watched, pthread_mutex_t *lock);
