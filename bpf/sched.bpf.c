@@ -2,6 +2,7 @@
 #include "thread.bpf.h"
 
 #define TASK_INTERRUPTIBLE 0x0001
+#define TASK_DEAD	   0x0080
 #define TASK_WAKEKILL	   0x0100
 
 #define SOFTIRQ_SERVED 0x000100
@@ -88,7 +89,7 @@ static __always_inline void leaves_cpu(void *context, bool preempted, struct tas
 	thread->waker = 0;
 	if (waits_for_page(context, task, thread, state)) {
 		thread->state = THREAD_WAITS;
-	} else if (thread->touch_ns && !(state & (TASK_INTERRUPTIBLE | TASK_WAKEKILL))) {
+	} else if (thread->touch_ns && !(state & (TASK_INTERRUPTIBLE | TASK_WAKEKILL | TASK_DEAD))) {
 		thread->state = THREAD_PREEMPTED; /* kept from running by a lock: no sleep of the guest's */
 	} else {
 		tell_pending(thread, task->pid);
@@ -96,14 +97,14 @@ static __always_inline void leaves_cpu(void *context, bool preempted, struct tas
 	}
 }
 
-static __always_inline void tell_sleep(struct task_struct *task, struct thread *thread, __u64 now)
+static __always_inline void tell_sleep(struct task_struct *task, struct thread *thread, __u64 off_ns, __u64 now)
 {
 	struct fork_stats *stats = find_fork(thread->slot);
 	struct fl_event *event = stats && stats->sleeps_wanted ? reserve(stats) : NULL;
 
 	if (!event)
 		return;
-	event->touch_ns = thread->off_ns;
+	event->touch_ns = off_ns;
 	event->wake_ns = thread->wake_ns;
 	event->run_ns = now;
 	event->address = 0;
@@ -127,7 +128,7 @@ static __always_inline void gets_cpu(struct task_struct *task, struct thread *th
 		thread->lost_ns += now - off_ns;
 		break;
 	case THREAD_SLEEPS:
-		tell_sleep(task, thread, now);
+		tell_sleep(task, thread, off_ns, now);
 		if (thread->wake_ns)
 			thread->lost_ns += now - thread->wake_ns;
 		break;

@@ -1,10 +1,7 @@
 /* Which page does a thread wait for, and how long? Exactly: from the function that queues the fault on the userfaultfd. */
 #include "thread.bpf.h"
 
-#define FAULT_FLAG_WRITE	0x01
-#define FAULT_FLAG_RETRY_NOWAIT 0x08
-#define FAULT_FLAG_INSTRUCTION	0x100
-#define VM_FAULT_RETRY		0x400
+#define VM_FAULT_RETRY 0x400
 
 static __always_inline void enter(struct vm_fault *vmf)
 {

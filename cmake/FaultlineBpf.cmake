@@ -53,5 +53,6 @@ function(faultline_bpf target name)
   add_library(${target} INTERFACE)
   add_dependencies(${target} ${target}-made)
   target_include_directories(${target} SYSTEM INTERFACE ${CMAKE_CURRENT_BINARY_DIR}/bpf)
-  target_include_directories(${target} INTERFACE ${PROJECT_SOURCE_DIR}/bpf)
+  # For "bpf/event.h"; <bpf/...> stays libbpf's.
+  target_compile_options(${target} INTERFACE "SHELL:-iquote ${PROJECT_SOURCE_DIR}")
 endfunction()

@@ -51,11 +51,14 @@ struct vm_area_struct {
 	struct vm_userfaultfd_ctx vm_userfaultfd_ctx;
 };
 
+/* A field is found by its kind of type too: this is an enumeration, though its values are bits. */
+enum fault_flag { FAULT_FLAG_WRITE = 0x01, FAULT_FLAG_RETRY_NOWAIT = 0x08, FAULT_FLAG_INSTRUCTION = 0x100 };
+
 struct vm_fault {
 	struct vm_area_struct *vma;
 	unsigned long address;
 	unsigned long real_address;
-	unsigned int flags;
+	enum fault_flag flags;
 };
 
 struct file {

@@ -187,7 +187,7 @@ static int run_case(struct bench *bench, struct fairness_run *run, struct error 
 	case_add_ratio(c, (struct ratio){ "median fork's p99: faultline / bare loops", "median_fork_p99_us", "ours",
 					  "loops", 0, false });
 	case_add_limit(c, (struct limit){ "worst fork's p99 / median fork's", "worst_to_median_p99", "ours",
-					  TARGET_WORST });
+					  TARGET_WORST, false });
 	return bench_alternate(bench, c, measure, run, err);
 }
 

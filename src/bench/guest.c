@@ -215,6 +215,8 @@ static void touch_part(struct vcpu *vcpu)
 
 	vcpu->start_ns = now_ns();
 	for (uint64_t i = vcpu->index; i < spec->pages; i += spec->vcpus) {
+		while (spec->interval_ns && now_ns() < vcpu->start_ns + i / spec->vcpus * spec->interval_ns)
+			;
 		uint64_t page = guest->order[i], start = now_ns(), word = look_at(guest, page, 7);
 		guest->samples[i] = now_ns() - start;
 		if (word != bench_image_word(page, 7))

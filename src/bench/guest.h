@@ -32,7 +32,8 @@ struct guest_spec {
 	bool prefetched;       /* it runs only when its pages are said to be there */
 	unsigned vcpus;
 	int cpus[GUEST_VCPUS_MAX];
-	uint64_t seed; /* of the order */
+	uint64_t interval_ns; /* a vCPU touches a page so often at most; 0: one after another */
+	uint64_t seed;	      /* of the order */
 };
 
 struct guest_result {

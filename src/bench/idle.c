@@ -194,9 +194,9 @@ static int run_case(struct bench *bench, struct idle_run *run, unsigned wanted, 
 					  false });
 	case_add_ratio(c, (struct ratio){ "p99: beside idle forks / alone", "p99_us", "beside", "alone", 0, false });
 	case_add_limit(c, (struct limit){ "server's memory for an idle fork, KiB", "kib_per_fork", "beside",
-					  TARGET_MEMORY_KIB });
+					  TARGET_MEMORY_KIB, false });
 	case_add_limit(c, (struct limit){ "server's CPU time while all are idle, ms a second", "cpu_ms_per_s", "beside",
-					  TARGET_CPU });
+					  TARGET_CPU, false });
 	return bench_alternate(bench, c, measure, run, err);
 }
 

@@ -19,8 +19,8 @@ enum order_slow {
 };
 
 enum order_story {
-	STORY_START,	/* forks start, and are recorded */
-	STORY_SECOND,	/* they have an older list prefetched meanwhile, and do something else than it was recorded from */
+	STORY_START,  /* forks start, and are recorded */
+	STORY_SECOND, /* they have an older list prefetched meanwhile, and do something else than it was recorded from */
 	STORY_LONG_LIFE /* they start, rest, and go on to touch many other pages */
 };
 
@@ -100,3 +100,34 @@ int order_merge(struct hotlist *const *lists, size_t count, struct hotlist **ret
 		struct error *err);
 /* How many pages of A are in B. */
 size_t order_count_common(const struct hotlist *a, const struct hotlist *b);
+
+/* ---- a case ---- */
+
+/* What was recorded in a case, and what was made of it. */
+struct order_lists {
+	struct hotlist *loop[ORDER_RUNS_MANY], *seen[ORDER_RUNS_MANY];
+	struct hotlist *raw[ORDER_RUNS_MANY], *corrected[ORDER_RUNS_MANY];
+	unsigned count;
+	struct hotlist *merged[ORDER_RUNS_MANY / ORDER_MERGED]; /* of ORDER_MERGED runs each, one after another */
+	unsigned merged_count;
+	struct hotlist *all;  /* where there are many */
+	struct hotlist *old;  /* of an earlier generation */
+	struct hotlist *kept; /* that one, kept fresh by what was seen since */
+};
+
+void order_lists_clear(struct order_lists *lists);
+
+/* Writes LIST where forks' servers find it. */
+int order_save(struct order_run *run, const struct hotlist *list, char ret_path[static 400], struct error *err);
+
+/* Records RUNS forks. */
+int order_record(struct order_run *run, unsigned runs, struct order_lists *lists, struct error *err);
+/* Merges what was recorded, and says in C's details how the vote went. */
+int order_merge_all(struct order_run *run, struct order_lists *lists, struct bench_case *c, struct error *err);
+/* Adds a side for each order to C, with how near to the truth it is. */
+int order_judge(struct order_run *run, struct bench_case *c, const struct order_lists *lists, struct error *err);
+/* Adds what the lists are worth to a later fork. */
+int order_stream(struct order_run *run, struct bench_case *c, const struct order_lists *lists, struct error *err);
+
+/* C's side of that id, made where there is none yet. */
+struct side *order_side(struct bench_case *c, const char *id, const char *label);

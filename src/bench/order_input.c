@@ -109,7 +109,7 @@ int workload_write_slow(const struct workload *w, const struct trace *const trac
 		for (size_t i = 0; i < traces[t]->count; i++)
 			known[traces[t]->touches[i].page / 8] |= (uint8_t)(0x80u >> traces[t]->touches[i].page % 8);
 	}
-	int r = fd < 0 ? -errno : write_fully(fd, bits, w->image->pages / 8);
+	int r = fd < 0 ? -errno : write_fully(fd, (const char *)bits, w->image->pages / 8);
 	return r < 0 ? error_set(err, r, "bench_failed", "can't write %s: %s", w->slow_path, strerror(-r)) : 0;
 }
 

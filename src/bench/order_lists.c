@@ -42,9 +42,9 @@ struct hotlist *order_by_clock(const struct hotlist *list, enum hot_clock clock)
 	for (size_t i = 0; r >= 0 && i < list->count; i++) {
 		const struct hot_page *page = &list->pages[placed[i].place];
 
-		r = list->touches ? hotlist_add_touch(ordered, page->region, page->offset,
-						      &list->touches[placed[i].place])
-				  : hotlist_add(ordered, page->region, page->offset);
+		r = list->touches
+			    ? hotlist_add_touch(ordered, page->region, page->offset, &list->touches[placed[i].place])
+			    : hotlist_add(ordered, page->region, page->offset);
 	}
 	return r < 0 ? NULL : TAKE_PTR(ordered);
 }

@@ -16,7 +16,7 @@
 #define SLOW_REMOTE_SPEC "delay=500us,rate=200MB/s"
 
 /* A recording counts as settled after two seconds of quiet. */
-#define REST_NS	   (2500 * NSEC_PER_MSEC)
+#define REST_NS	    (2500 * NSEC_PER_MSEC)
 #define LATER_PAGES 15000
 
 /* ---- the template ---- */
@@ -49,7 +49,8 @@ int order_add_template(struct order_run *run, struct error *err)
 		break;
 	}
 	if (r >= 0)
-		r = bench_server_add_slow_template(&run->server, TEMPLATE, w->image_path, inject[0] ? inject : NULL, err);
+		r = bench_server_add_slow_template(&run->server, TEMPLATE, w->image_path, inject[0] ? inject : NULL,
+						   err);
 	run->has_template = r >= 0;
 	return r;
 }
@@ -73,8 +74,26 @@ static int check_pages(const struct replay_result *result, struct error *err)
 	if (!wrong->count)
 		return 0;
 	return error_set(err, -EBADMSG, "wrong_bytes",
-			 "page %" PRIu64 " has other bytes than the memory image, from byte %u on: %s; the figures mean nothing",
+			 "page %" PRIu64
+			 " has other bytes than the memory image, from byte %u on: %s; the figures mean nothing",
 			 wrong->page, wrong->byte, wrong->what);
+}
+
+struct ready {
+	struct order_run *run;
+	const char *id;
+};
+
+/*
+ * What the replay looks at to compare it is no touch of the guest's. Where only absent pages are seen it touches none that it hasn't; where the
+ * pages are there and not mapped yet, it would.
+ */
+static int end_window(void *data, struct error *err)
+{
+	const struct ready *ready = data;
+
+	return ready->run->situation->story == STORY_SECOND ? bench_server_say_ready(&ready->run->server, ready->id, err)
+							    : 0;
 }
 
 /* All that it does until its lists are asked for. */
@@ -144,6 +163,7 @@ static unsigned choose_cpus(const struct order_run *run)
 int order_visit(struct order_run *run, struct order_visit *visit, struct error *err)
 {
 	char id[24], socket[SOCKET_PATH_SIZE];
+	struct ready ready = { run, id };
 	struct replay_config config = {
 		.trace = order_trace(run, visit->trace),
 		.image = run->workload->image,
@@ -156,9 +176,13 @@ int order_visit(struct order_run *run, struct order_visit *visit, struct error *
 		.answers = true,
 		.cpus = run->bench->cpu_list,
 		.cpu_count = choose_cpus(run),
+		.on_ran = end_window,
+		.data = &ready,
 		.interrupt_fd = run->bench->processes.stop_fd,
 	};
-	struct bench_fork fork = { .template = TEMPLATE, .id = id, .hot_list = visit->hot_list, .stream = true, .record = true };
+	struct bench_fork fork = {
+		.template = TEMPLATE, .id = id, .hot_list = visit->hot_list, .stream = true, .record = true
+	};
 	struct replay_guest *guest = NULL;
 	int r = processes_check_stop(&run->bench->processes, err);
 

@@ -7,7 +7,7 @@
 #include "bench/stats.h"
 
 #define SIDES_MAX   14
-#define METRICS_MAX 10
+#define METRICS_MAX 12
 #define RATIOS_MAX  6
 
 /* What a value is: its name in JSON ("p50_us") says what and in which unit. */

@@ -26,12 +26,9 @@ static const struct {
 	const char *name;
 	int (*run)(struct bench *bench, struct error *err);
 } groups[BENCH_GROUPS] = {
-	[BENCH_FAULT] = { "fault", bench_fault },
-	[BENCH_PREFETCH] = { "prefetch", bench_prefetch },
-	[BENCH_IDLE] = { "idle", bench_idle },
-	[BENCH_FAIRNESS] = { "fairness", bench_fairness },
-	[BENCH_OBSERVE] = { "observe", bench_observe },
-	[BENCH_ORDER] = { "order", bench_order },
+	[BENCH_FAULT] = { "fault", bench_fault },	[BENCH_PREFETCH] = { "prefetch", bench_prefetch },
+	[BENCH_IDLE] = { "idle", bench_idle },		[BENCH_FAIRNESS] = { "fairness", bench_fairness },
+	[BENCH_OBSERVE] = { "observe", bench_observe }, [BENCH_ORDER] = { "order", bench_order },
 };
 
 const char *bench_group_name(enum bench_group group)

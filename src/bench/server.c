@@ -66,6 +66,12 @@ static int await_ready(struct bench_server *server, int notify, struct error *er
 int bench_server_start(struct processes *processes, const struct bench_options *options, const char *dir,
 		       struct bench_server *ret, struct error *err)
 {
+	return bench_server_start_observed(processes, options, dir, NULL, ret, err);
+}
+
+int bench_server_start_observed(struct processes *processes, const struct bench_options *options, const char *dir,
+				const char *observe, struct bench_server *ret, struct error *err)
+{
 	char run_dir[512], notify_path[512], environment[600];
 	struct bench_server server = { .processes = processes, .api = options->api, .pidfd = -1 };
 
@@ -76,7 +82,8 @@ int bench_server_start(struct processes *processes, const struct bench_options *
 	if (notify < 0)
 		return notify;
 
-	char *argv[] = { (char *)options->binary, "serve", "--run-dir", run_dir, "--log-level", "error", NULL };
+	char *argv[] = { (char *)options->binary,      "serve",		"--run-dir", run_dir, "--log-level", "error",
+			 observe ? "--observe" : NULL, (char *)observe, NULL };
 	int r = process_start_program(processes, "the server", argv, environment, &server.process, err);
 	if (r < 0)
 		return r;
@@ -200,6 +207,14 @@ int bench_server_create(struct bench_server *server, const struct bench_fork *fo
 	return 0;
 }
 
+int bench_server_say_ready(struct bench_server *server, const char *id, struct error *err)
+{
+	char path[128];
+
+	snprintf(path, sizeof path, "/v1/forks/%s/ready", id);
+	return call(server, "POST", path, NULL, NULL, err);
+}
+
 int bench_server_fetch_list(struct bench_server *server, const char *id, const char *from, void **ret_data,
 			    size_t *ret_size, struct error *err)
 {
@@ -267,6 +282,80 @@ int bench_server_cpu_ns(const struct bench_server *server, uint64_t *ret, struct
 	if (r < 0)
 		return error_set(err, r, "bench_failed", "can't read the server's CPU time: %s", strerror(-r));
 	*ret = (uint64_t)used.tv_sec * NSEC_PER_SEC + (uint64_t)used.tv_nsec;
+	return 0;
+}
+
+/* Adds up what READ makes of each thread; of those called NAME, or of all. */
+static int sum_threads(const struct bench_server *server, const char *name, const char *file,
+		       uint64_t (*read)(FILE *file), uint64_t *ret, struct error *err)
+{
+	char path[320], comm[32];
+	uint64_t sum = 0;
+	bool any = false;
+
+	snprintf(path, sizeof path, "/proc/%d/task", (int)server->process->pid);
+	DIR *dir = opendir(path);
+	if (!dir)
+		return error_set(err, -errno, "bench_failed", "can't list %s: %s", path, strerror(errno));
+	for (const struct dirent *entry; (entry = readdir(dir));) {
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(path, sizeof path, "/proc/%d/task/%s/comm", (int)server->process->pid, entry->d_name);
+		_cleanup_fclose_ FILE *comm_file = fopen(path, "re");
+		if (!comm_file || !fgets(comm, sizeof comm, comm_file))
+			continue;
+		comm[strcspn(comm, "\n")] = '\0';
+		snprintf(path, sizeof path, "/proc/%d/task/%s/%s", (int)server->process->pid, entry->d_name, file);
+		_cleanup_fclose_ FILE *value = !name || !strcmp(name, comm) ? fopen(path, "re") : NULL;
+		if (!value)
+			continue;
+		sum += read(value);
+		any = true;
+	}
+	closedir(dir);
+	if (!any)
+		return error_set(err, -ENOENT, "bench_failed", "the server has no thread called '%s'", name ?: "");
+	*ret = sum;
+	return 0;
+}
+
+static uint64_t read_first_number(FILE *file)
+{
+	unsigned long long value;
+
+	return fscanf(file, "%llu", &value) == 1 ? value : 0;
+}
+
+static uint64_t read_switches(FILE *file)
+{
+	char line[128];
+	unsigned long long value;
+
+	while (fgets(line, sizeof line, file))
+		if (sscanf(line, "voluntary_ctxt_switches: %llu", &value) == 1)
+			return value;
+	return 0;
+}
+
+int bench_server_thread_cpu_ns(const struct bench_server *server, const char *name, uint64_t *ret, struct error *err)
+{
+	return sum_threads(server, name, "schedstat", read_first_number, ret, err);
+}
+
+int bench_server_wakeups(const struct bench_server *server, uint64_t *ret, struct error *err)
+{
+	return sum_threads(server, NULL, "status", read_switches, ret, err);
+}
+
+int bench_server_tier(struct bench_server *server, char ret[static 32], struct error *err)
+{
+	json_t *answer = NULL;
+	int r = call(server, "GET", "/v1/server", NULL, &answer, err);
+
+	if (r < 0)
+		return r;
+	snprintf(ret, 32, "%s", json_string_value(json_object_get(answer, "observe_tier")) ?: "none");
+	json_decref(answer);
 	return 0;
 }
 

@@ -21,6 +21,9 @@ struct bench_server {
 /* Starts it in DIR/run and returns when it serves. */
 int bench_server_start(struct processes *processes, const struct bench_options *options, const char *dir,
 		       struct bench_server *ret, struct error *err);
+/* The same with --observe: "auto", "off", "require"; NULL: as it does by itself. */
+int bench_server_start_observed(struct processes *processes, const struct bench_options *options, const char *dir,
+				const char *observe, struct bench_server *ret, struct error *err);
 /* It must end with status 0. */
 int bench_server_stop(struct bench_server *server, struct error *err);
 /* Leaves the process to processes_close. Twice is fine. */
@@ -44,6 +47,8 @@ struct bench_fork {
 };
 int bench_server_create(struct bench_server *server, const struct bench_fork *fork,
 			char ret_socket[static SOCKET_PATH_SIZE], struct error *err);
+/* Its guest is ready: what is recorded of it ends here. */
+int bench_server_say_ready(struct bench_server *server, const char *id, struct error *err);
 /* Bytes of what was recorded of a fork, in order, FROM "loop" or "kernel". */
 int bench_server_fetch_list(struct bench_server *server, const char *id, const char *from, void **ret_data,
 			    size_t *ret_size, struct error *err);
@@ -58,5 +63,11 @@ int bench_server_end_fork(struct bench_server *server, const char *id, struct er
 int bench_server_memory(const struct bench_server *server, double *ret, struct error *err);
 /* CPU time that it has used so far. */
 int bench_server_cpu_ns(const struct bench_server *server, uint64_t *ret, struct error *err);
+/* The same of its threads of that name. */
+int bench_server_thread_cpu_ns(const struct bench_server *server, const char *name, uint64_t *ret, struct error *err);
+/* How often its threads have gone to sleep so far, which is how often they were woken. */
+int bench_server_wakeups(const struct bench_server *server, uint64_t *ret, struct error *err);
+/* How it observes its forks: "tp_btf", ..., "none". */
+int bench_server_tier(struct bench_server *server, char ret[static 32], struct error *err);
 /* How many descriptors it holds. */
 int bench_server_fd_count(const struct bench_server *server, unsigned *ret, struct error *err);

@@ -6,9 +6,11 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include "base/clock.h"
 #include "cli/cli.h"
 
 /* No answer of ours is larger: a hot list of every page of a very large guest. More is not our server. */
@@ -28,6 +30,8 @@ void api_reply_clear(struct api_reply *reply)
 {
 	free(reply->body);
 	json_decref(reply->json);
+	free(reply->recorded_by);
+	free(reply->recorded_why);
 	*reply = (struct api_reply){ 0 };
 }
 
@@ -89,6 +93,33 @@ static size_t receive(char *data, size_t one, size_t count, void *user)
 	reply->size += size;
 	reply->body[reply->size] = '\0';
 	return size;
+}
+
+/* Keeps the value of a header called NAME in RET, if LINE ("Name: value\r\n") is one. */
+static void keep_header(const char *line, size_t size, const char *name, char **ret)
+{
+	size_t length = strlen(name);
+
+	if (size <= length || strncasecmp(line, name, length) || line[length] != ':' || *ret)
+		return;
+	line += length + 1;
+	size -= length + 1;
+	while (size > 0 && *line == ' ') {
+		line++;
+		size--;
+	}
+	*ret = strndup(line, size);
+	if (*ret)
+		(*ret)[strcspn(*ret, "\r\n")] = '\0';
+}
+
+static size_t receive_header(char *line, size_t one, size_t count, void *user)
+{
+	struct api_reply *reply = user;
+
+	keep_header(line, one * count, "Faultline-Recorded-By", &reply->recorded_by);
+	keep_header(line, one * count, "Faultline-Recorded-Why", &reply->recorded_why);
+	return one * count;
 }
 
 /*
@@ -183,6 +214,20 @@ static void cleanup_slist(struct curl_slist **list)
 	curl_slist_free_all(*list);
 }
 
+static void set_up(struct api_client *client, const char *url, char *detail)
+{
+	CURL *curl = client->curl;
+
+	curl_easy_reset(curl);
+	curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, client->socket_path);
+	curl_easy_setopt(curl, CURLOPT_URL, url);
+	/* A name like ".." must reach the server as it is. */
+	curl_easy_setopt(curl, CURLOPT_PATH_AS_IS, 1L);
+	curl_easy_setopt(curl, CURLOPT_PROXY, "");
+	curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
+	curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, detail);
+}
+
 int api_call(struct api_client *client, const char *method, const char *path, const json_t *body, unsigned timeout_s,
 	     struct api_reply *ret, struct error *err)
 {
@@ -196,14 +241,9 @@ int api_call(struct api_client *client, const char *method, const char *path, co
 	if (asprintf(&url, "http://faultline%s", path) < 0)
 		return error_set(err, -ENOMEM, "no_memory", "there is not enough memory for the request");
 
-	curl_easy_reset(curl);
-	curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, client->socket_path);
-	curl_easy_setopt(curl, CURLOPT_URL, url);
-	/* A name like ".." must reach the server as it is. */
-	curl_easy_setopt(curl, CURLOPT_PATH_AS_IS, 1L);
-	curl_easy_setopt(curl, CURLOPT_PROXY, "");
-	curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
-	curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, detail);
+	set_up(client, url, detail);
+	curl_easy_setopt(curl, CURLOPT_HEADERFUNCTION, receive_header);
+	curl_easy_setopt(curl, CURLOPT_HEADERDATA, ret);
 	curl_easy_setopt(curl, CURLOPT_TIMEOUT, (long)timeout_s);
 	curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, receive);
 	curl_easy_setopt(curl, CURLOPT_WRITEDATA, &answer);
@@ -226,6 +266,107 @@ int api_call(struct api_client *client, const char *method, const char *path, co
 	if (ret->status < 200 || ret->status > 299)
 		return refusal(client, ret, err);
 	return 0;
+}
+
+/* ---- streams ---- */
+
+struct streaming {
+	CURL *curl;
+	const struct api_stream *stream;
+	struct answer refused; /* what came with a status that isn't 200 */
+	bool left;
+};
+
+static size_t receive_piece(char *data, size_t one, size_t count, void *user)
+{
+	struct streaming *streaming = user;
+	long status = 0;
+
+	curl_easy_getinfo(streaming->curl, CURLINFO_RESPONSE_CODE, &status);
+	if (status != 200)
+		return receive(data, one, count, &streaming->refused);
+	if (streaming->stream->take(streaming->stream->data, data, one * count))
+		return one * count;
+	streaming->left = true;
+	return 0;
+}
+
+/* Until something comes, or it is time to leave: true. */
+static bool wait_for_piece(CURLM *multi, const struct api_stream *stream)
+{
+	struct curl_waitfd stop = { .fd = stream->stop_fd, .events = CURL_WAIT_POLLIN };
+	uint64_t now = now_ns(), left = stream->deadline_ns > now ? stream->deadline_ns - now : 0;
+	uint64_t ms = stream->deadline_ns ? (left + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC : 60000;
+
+	curl_multi_poll(multi, &stop, stream->stop_fd >= 0, ms < 60000 ? (int)ms : 60000, NULL);
+	return (stop.revents & CURL_WAIT_POLLIN) || (stream->deadline_ns && now_ns() >= stream->deadline_ns);
+}
+
+static int run_stream(CURLM *multi, struct streaming *streaming, CURLcode *ret)
+{
+	int running = 1, queued;
+
+	*ret = CURLE_OK;
+	while (running > 0) {
+		if (curl_multi_perform(multi, &running) != CURLM_OK)
+			return -EIO;
+		if (running > 0 && wait_for_piece(multi, streaming->stream)) {
+			streaming->left = true;
+			return 0;
+		}
+	}
+	for (CURLMsg *message; (message = curl_multi_info_read(multi, &queued));)
+		if (message->msg == CURLMSG_DONE)
+			*ret = message->data.result;
+	return 0;
+}
+
+static int stream_once(struct api_client *client, struct streaming *streaming, CURLcode *ret, struct error *err)
+{
+	CURLM *multi = curl_multi_init();
+
+	if (!multi || curl_multi_add_handle(multi, client->curl) != CURLM_OK) {
+		curl_multi_cleanup(multi);
+		return error_set(err, -ENOMEM, "no_memory", "there is not enough memory for the request");
+	}
+	int r = run_stream(multi, streaming, ret);
+	curl_multi_remove_handle(multi, client->curl);
+	curl_multi_cleanup(multi);
+	return r < 0 ? error_set(err, r, "bad_answer", "the call to %s failed", client->socket_path) : 0;
+}
+
+int api_stream(struct api_client *client, const char *path, const struct api_stream *stream, struct error *err)
+{
+	_cleanup_free_ char *url = NULL;
+	_cleanup_api_reply_ struct api_reply reply = { 0 };
+	char detail[CURL_ERROR_SIZE] = "";
+	struct streaming streaming = { .curl = client->curl, .stream = stream, .refused = { .reply = &reply } };
+	CURLcode code = CURLE_OK;
+
+	if (asprintf(&url, "http://faultline%s", path) < 0)
+		return error_set(err, -ENOMEM, "no_memory", "there is not enough memory for the request");
+	set_up(client, url, detail);
+	curl_easy_setopt(client->curl, CURLOPT_WRITEFUNCTION, receive_piece);
+	curl_easy_setopt(client->curl, CURLOPT_WRITEDATA, &streaming);
+	for (int tries = 0; tries < CONNECT_TRIES; tries++) {
+		int r = stream_once(client, &streaming, &code, err);
+		if (r == 0 && code == CURLE_COULDNT_CONNECT)
+			r = diagnose_connection(client, err);
+		if (r < 0)
+			return r;
+		if (code != CURLE_COULDNT_CONNECT)
+			break;
+	}
+	if (streaming.left)
+		return 0;
+	if (code != CURLE_OK)
+		return transport_error(client, code, detail, err);
+	curl_easy_getinfo(client->curl, CURLINFO_RESPONSE_CODE, &reply.status);
+	if (reply.status == 200)
+		return 0;
+	if (reply.size)
+		reply.json = json_loadb(reply.body, reply.size, 0, NULL);
+	return refusal(client, &reply, err);
 }
 
 int api_path(const char *prefix, const char *name, const char *suffix, char **ret, struct error *err)

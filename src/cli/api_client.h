@@ -2,6 +2,7 @@
 #pragma once
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -23,6 +24,8 @@ struct api_reply {
 	char *body;  /* ends with a NUL that SIZE does not count; NULL where there is none */
 	size_t size;
 	json_t *json; /* the body parsed, where it is JSON; else NULL */
+	/* Of a hot list: who recorded it ("loop", "kernel"), and why it is this one; NULL where the server didn't say. */
+	char *recorded_by, *recorded_why;
 };
 
 void api_reply_clear(struct api_reply *reply);
@@ -42,6 +45,18 @@ DEFINE_CLEANUP(struct api_client, api_client_free)
  */
 int api_call(struct api_client *client, const char *method, const char *path, const json_t *body, unsigned timeout_s,
 	     struct api_reply *ret, struct error *err);
+
+/* An answer that comes while it is read. */
+struct api_stream {
+	/* A piece of it. False: that is enough. */
+	bool (*take)(void *data, const char *bytes, size_t size);
+	void *data;
+	int stop_fd;	      /* the stream is left as soon as this is readable; -1: there is none */
+	uint64_t deadline_ns; /* or at this time of CLOCK_MONOTONIC; 0: never */
+};
+
+/* GET PATH. 0 once the answer has ended, or been left. Errors as of api_call. */
+int api_stream(struct api_client *client, const char *path, const struct api_stream *stream, struct error *err);
 
 /*
  * PREFIX, NAME and SUFFIX as one path, the name escaped so that whatever it is, the server sees it as one segment. An empty

@@ -9,36 +9,54 @@
 
 #define CASE_METRICS_MAX (CLI_COLUMNS_MAX - 1)
 
+/* As many digits as say something. */
+#define BY_SIZE (-1)
+
 /* Fewer rounds than this are for a first look. */
 #define ROUNDS_WORTH_QUOTING 9
 
-/* How metrics are called in headings; '>' aligns to the right. */
-static const struct {
+/* How metrics are called in headings; '>' aligns to the right. Without a heading, it is in no table. */
+static const struct heading {
 	const char *name, *heading;
+	int digits;
 } headings[] = {
-	{ "p50_us", ">p50, us" },
-	{ "p90_us", ">p90, us" },
-	{ "p99_us", ">p99, us" },
-	{ "max_us", ">max, us" },
-	{ "faults_per_s", ">faults/s" },
-	{ "there_ms", ">until there, ms" },
-	{ "touch_ms", ">touching, ms" },
-	{ "total_ms", ">together, ms" },
-	{ "server_ms", ">by the server's clock, ms" },
-	{ "kib_per_fork", ">memory/fork, KiB" },
-	{ "cpu_ms_per_s", ">CPU, ms/s" },
-	{ "median_fork_p50_us", ">median fork's p50, us" },
-	{ "median_fork_p99_us", ">its p99, us" },
-	{ "worst_fork_p99_us", ">worst fork's, us" },
-	{ "worst_to_median_p99", ">worst/median p99" },
+	{ "p50_us", ">p50, us", BY_SIZE },
+	{ "p90_us", ">p90, us", BY_SIZE },
+	{ "p99_us", ">p99, us", BY_SIZE },
+	{ "max_us", ">max, us", BY_SIZE },
+	{ "faults_per_s", ">faults/s", BY_SIZE },
+	{ "there_ms", ">until there, ms", BY_SIZE },
+	{ "touch_ms", ">touching, ms", BY_SIZE },
+	{ "total_ms", ">together, ms", BY_SIZE },
+	{ "server_ms", ">by the server's clock, ms", BY_SIZE },
+	{ "kib_per_fork", ">memory/fork, KiB", BY_SIZE },
+	{ "cpu_ms_per_s", ">CPU, ms/s", BY_SIZE },
+	{ "median_fork_p50_us", ">median fork's p50, us", BY_SIZE },
+	{ "median_fork_p99_us", ">its p99, us", BY_SIZE },
+	{ "worst_fork_p99_us", ">worst fork's, us", BY_SIZE },
+	{ "worst_to_median_p99", ">worst/median p99", BY_SIZE },
+	{ "observer_ms_per_s", ">observer's CPU, ms/s", BY_SIZE },
+	{ "wakeups_per_s", ">wake-ups/s", BY_SIZE },
+	{ "seen", ">events seen", 0 },
+	{ "lost", ">lost", 0 },
+	{ "rank", ">rank", 4 },
+	{ "area", ">area", 4 },
+	{ "below_best", NULL, 4 },
+	{ "lacking", ">lacks", 0 },
+	{ "extra", ">extra", 0 },
+	{ "late", ">late", 0 },
+	{ "unused", ">unused", 0 },
+	{ "missing", ">missing", 0 },
+	{ "faults", ">faults", 0 },
+	{ "added_ms", ">added, ms", 1 },
 };
 
-static const char *heading_of(const char *metric)
+static struct heading heading_of(const char *metric)
 {
 	for (size_t i = 0; i < sizeof headings / sizeof *headings; i++)
 		if (!strcmp(headings[i].name, metric))
-			return headings[i].heading;
-	return metric;
+			return headings[i];
+	return (struct heading){ metric, metric, BY_SIZE };
 }
 
 static double number(const json_t *object, const char *name)
@@ -51,23 +69,31 @@ static bool is_true(const json_t *object, const char *name)
 	return json_is_true(json_object_get(object, name));
 }
 
-/* As many digits as say something. */
-static int decimals(double value)
+int bench_digits(const char *metric, double value)
 {
+	struct heading heading = heading_of(metric);
+
+	if (heading.digits != BY_SIZE)
+		return heading.digits;
 	return value >= 1000 ? 0 : value >= 100 ? 1 : 2;
 }
 
-static void add_metric(struct cli_table *table, const json_t *metric)
+static void add_metric(struct cli_table *table, const char *name, const json_t *metric)
 {
 	if (!metric) {
 		cli_table_cell(table, "-");
 		return;
 	}
 	double median = number(metric, "median");
-	int digits = decimals(median);
+	int digits = bench_digits(name, median);
 
-	cli_table_cell(table, "%.*f (%.*f-%.*f)", digits, median, digits, number(metric, "q1"), digits,
-		       number(metric, "q3"));
+	bool same = digits == 0 && number(metric, "q1") == median && number(metric, "q3") == median;
+
+	if (same || json_array_size(json_object_get(metric, "rounds")) < 2)
+		cli_table_cell(table, "%.*f", digits, median);
+	else
+		cli_table_cell(table, "%.*f (%.*f-%.*f)", digits, median, digits, number(metric, "q1"), digits,
+			       number(metric, "q3"));
 }
 
 /* The metrics of all sides, each once, in the order in which they come. */
@@ -85,7 +111,7 @@ static size_t collect_metrics(const json_t *sides, const char *names[CASE_METRIC
 
 			while (i < count && strcmp(names[i], name))
 				i++;
-			if (i == count && count < CASE_METRICS_MAX)
+			if (i == count && count < CASE_METRICS_MAX && heading_of(name).heading)
 				names[count++] = name;
 		}
 	}
@@ -99,7 +125,7 @@ static void print_sides(const json_t *sides)
 	const json_t *side;
 
 	for (size_t i = 0; i < count; i++)
-		columns[1 + i] = heading_of(names[i]);
+		columns[1 + i] = heading_of(names[i]).heading;
 	struct cli_table *table = cli_table_new(columns, 1 + count);
 	if (!table)
 		return;
@@ -108,7 +134,7 @@ static void print_sides(const json_t *sides)
 
 		cli_table_cell(table, "  %s", client_string(side, "label", ""));
 		for (size_t i = 0; i < count; i++)
-			add_metric(table, json_object_get(metrics, names[i]));
+			add_metric(table, names[i], json_object_get(metrics, names[i]));
 	}
 	cli_table_print(table);
 }
@@ -149,7 +175,9 @@ static void print_ratios(const json_t *c, bool noisy)
 	}
 	json_array_foreach(json_object_get(c, "limits"), index, figure) {
 		cli_table_cell(table, "  %s", client_string(figure, "label", ""));
-		cli_table_cell(table, "%.2f", number(figure, "value"));
+		const char *metric = client_string(figure, "metric", "");
+
+		cli_table_cell(table, "%.*f", bench_digits(metric, number(figure, "value")), number(figure, "value"));
 		cli_table_cell(table, "%s", "");
 		add_target(table, figure, noisy);
 	}
@@ -182,6 +210,30 @@ static void print_case(const json_t *c, bool noisy)
 	print_doubts(c);
 }
 
+/* In how many cases each target is met, where there are many of both. */
+static void print_score(const json_t *group)
+{
+	static const char *const kinds[] = { "rank", "below_best" };
+	static const char *const texts[] = { "Voted lists at a rank correlation of 0.98 or more",
+					     "Voted lists at most 0.001 below the best single order" };
+
+	for (unsigned k = 0; k < 2; k++) {
+		unsigned met = 0, all = 0;
+		const json_t *c, *limit;
+		size_t i, n;
+
+		json_array_foreach(json_object_get(group, "cases"), i, c)
+			json_array_foreach(json_object_get(c, "limits"), n, limit) {
+				bool this = !strcmp(client_string(limit, "metric", ""), kinds[k]);
+
+				all += this;
+				met += this && is_true(limit, "met");
+			}
+		if (all)
+			printf("%s  %s: %u of %u.\n", k ? "" : "\n", texts[k], met, all);
+	}
+}
+
 static void print_group(const json_t *group)
 {
 	const json_t *noise = json_object_get(group, "noise"), *other = json_object_get(noise, "other_load"), *c;
@@ -195,6 +247,7 @@ static void print_group(const json_t *group)
 	printf("\n");
 	json_array_foreach(json_object_get(group, "cases"), index, c)
 		print_case(c, noisy);
+	print_score(group);
 	if (noisy)
 		printf("\n  Too noisy to tell: while %s was measured, %s.\n", client_string(group, "name", ""),
 		       client_string(noise, "reason", ""));
@@ -230,6 +283,11 @@ void bench_print(const json_t *report)
 	size_t index;
 
 	print_head(report);
-	json_array_foreach(json_object_get(report, "groups"), index, group)
+	double seconds = 0;
+
+	json_array_foreach(json_object_get(report, "groups"), index, group) {
 		print_group(group);
+		seconds += number(group, "seconds");
+	}
+	printf("\nAll of it took %.0f s.\n", seconds);
 }

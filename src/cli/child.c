@@ -26,11 +26,25 @@ static void reset_signals(void)
 	sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-/* In the child. FAILED is closed by a successful exec, and else told why there was none. */
-static void __attribute__((noreturn))
-become(const char *const *argv, const struct child_variable *variables, pid_t parent, int failed)
+/* Pipes between us and the new process: it waits for the end of GO, and FAILED tells why it could not become the command. */
+struct pipes {
+	int go[2], failed[2];
+};
+
+static void pipes_close(struct pipes *pipes)
 {
-	int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	for (int i = 0; i < 2; i++) {
+		cleanup_close(&pipes->go[i]);
+		cleanup_close(&pipes->failed[i]);
+	}
+}
+
+/* In the child. */
+static void __attribute__((noreturn))
+become(const char *const *argv, const struct child_variable *variables, pid_t parent, struct pipes *pipes)
+{
+	int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC), failed = pipes->failed[1];
+	char go;
 
 	setpgid(0, 0);
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -42,6 +56,9 @@ become(const char *const *argv, const struct child_variable *variables, pid_t pa
 	for (const struct child_variable *v = variables; v->name; v++)
 		setenv(v->name, v->value, !v->keep);
 	reset_signals();
+	close(pipes->go[1]);
+	while (read(pipes->go[0], &go, 1) < 0 && errno == EINTR)
+		;
 	execvp(argv[0], (char *const *)argv);
 
 	int error = errno;
@@ -73,38 +90,43 @@ static int await_exec(int failed)
 	return n == sizeof error ? error : 0;
 }
 
-int child_start(const char *const *argv, const struct child_variable *variables, struct child *ret, struct error *err)
+int child_start_held(const char *const *argv, const struct child_variable *variables,
+		     int (*held)(pid_t pid, void *data, struct error *err), void *data, struct child *ret,
+		     struct error *err)
 {
-	int ends[2];
-
-	if (pipe2(ends, O_CLOEXEC) < 0)
-		return error_set(err, -errno, "command_failed", "cannot start '%s': %s", argv[0], strerror(errno));
-
-	_cleanup_close_ int theirs = ends[1], ours = ends[0];
+	_cleanup_(pipes_close) struct pipes pipes = { { -1, -1 }, { -1, -1 } };
 	pid_t parent = getpid();
 
+	if (pipe2(pipes.go, O_CLOEXEC) < 0 || pipe2(pipes.failed, O_CLOEXEC) < 0)
+		return error_set(err, -errno, "command_failed", "cannot start '%s': %s", argv[0], strerror(errno));
 	fflush(NULL);
 	pid_t pid = fork();
 	if (pid == 0)
-		become(argv, variables, parent, theirs);
+		become(argv, variables, parent, &pipes);
 	if (pid < 0)
 		return error_set(err, -errno, "command_failed", "cannot start a process for '%s': %s", argv[0],
 				 strerror(errno));
 	/* Here too, so that it has its group before anybody could want to end that. */
 	setpgid(pid, pid);
-	close(TAKE_FD(theirs));
 
 	struct child child = { .pid = pid, .pidfd = (int)syscall(SYS_pidfd_open, pid, 0), .name = argv[0] };
-	int error = await_exec(ours);
+	int error = child.pidfd < 0 ? ENOSYS : 0, r = error || !held ? 0 : held(pid, data, err);
 
-	if (error == 0 && child.pidfd < 0)
-		error = ENOSYS;
-	if (error) {
+	close(TAKE_FD(pipes.go[1]));
+	close(TAKE_FD(pipes.failed[1]));
+	if (!error && r >= 0)
+		error = await_exec(pipes.failed[0]);
+	if (error || r < 0) {
 		child_end(&child, 0, -1);
-		return exec_failed(argv[0], error, err);
+		return r < 0 ? r : exec_failed(argv[0], error, err);
 	}
 	*ret = child;
 	return 0;
+}
+
+int child_start(const char *const *argv, const struct child_variable *variables, struct child *ret, struct error *err)
+{
+	return child_start_held(argv, variables, NULL, NULL, ret, err);
 }
 
 int child_end(struct child *child, double grace_s, int impatient)
@@ -125,7 +147,8 @@ int child_end(struct child *child, double grace_s, int impatient)
 		while (n < 0 && errno == EINTR);
 	/* What it started and left behind goes in any case. */
 	kill(-child->pid, SIGKILL);
-	while (waitpid(child->pid, &status, 0) < 0 && errno == EINTR)
+	/* Of a process that is traced, stops come as well. */
+	while ((waitpid(child->pid, &status, 0) < 0 && errno == EINTR) || WIFSTOPPED(status))
 		;
 	if (child->pidfd >= 0)
 		close(child->pidfd);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <sys/types.h>
 
 #include "base/error.h"
@@ -30,6 +31,11 @@ struct child_variable {
  * goes to stderr, since stdout is ours. It is killed should this thread's process die. Codes: command_unknown, command_failed.
  */
 int child_start(const char *const *argv, const struct child_variable *variables, struct child *ret, struct error *err);
+
+/* The same; HELD is called while the new process waits to become the command, and a failure of it is that of the start. */
+int child_start_held(const char *const *argv, const struct child_variable *variables,
+		     int (*held)(pid_t pid, void *data, struct error *err), void *data, struct child *ret,
+		     struct error *err);
 
 /*
  * Ends it and whatever else is in its group: SIGTERM, and SIGKILL after GRACE_S seconds or as soon as IMPATIENT (a descriptor; -1: none) is

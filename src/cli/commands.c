@@ -2,8 +2,8 @@
 #include "cli/commands.h"
 
 const struct cli_command *const cli_commands[] = {
-	&serve_command,	  &doctor_command, &template_command, &fork_command,
-	&hotlist_command, &replay_command, &bench_command,    NULL,
+	&serve_command,	 &doctor_command,  &template_command, &fork_command,  &trace_command, &hotlist_command,
+	&warmup_command, &profile_command, &replay_command,   &bench_command, NULL,
 };
 
 const struct cli_exit_status cli_exit_statuses[] = {

@@ -5,7 +5,7 @@
 #include "cli/options.h"
 
 extern const struct cli_command serve_command, template_command, fork_command, hotlist_command, replay_command,
-	doctor_command, bench_command;
+	doctor_command, bench_command, warmup_command, profile_command, trace_command;
 
 /* In the order in which 'faultline --help' lists them; ends with NULL. */
 extern const struct cli_command *const cli_commands[];

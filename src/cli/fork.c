@@ -135,22 +135,52 @@ static int run_remove(const struct cli_args *args)
 	return EXIT_OK;
 }
 
+/* Which recording was taken, where that was the server's choice. */
+static void report_recording(bool json, const char *by, const char *why)
+{
+	fflush(stdout);
+	if (!json) {
+		fprintf(stderr, "the %s recording: %s\n", strcmp(by, "kernel") ? "fault loop's" : "kernel's", why);
+		return;
+	}
+	json_t *value = json_pack("{s:s,s:s}", "from", by, "why", why);
+	if (value) {
+		json_dumpf(value, stderr, JSON_COMPACT);
+		fputc('\n', stderr);
+	}
+	json_decref(value);
+}
+
 static int run_hot_list(const struct cli_args *args)
 {
 	_cleanup_client_call_ struct client_call call = { .args = args };
 	const char *output = cli_value(args, "output"), *from = cli_value(args, "from") ?: "best";
-	const char *format = cli_value(args, "format") ?: "hpl1";
+	const char *format = cli_value(args, "format") ?: "hpl2";
 	char suffix[64];
 
 	/* The table of options lets only words through that may stand in a query as they are. */
 	snprintf(suffix, sizeof suffix, "/hot-list?from=%s&format=%s", from, format);
 	if (client_call_named(&call, "GET", "/v1/forks/", args->arguments[0], suffix, API_TIMEOUT_NONE) < 0)
 		return client_fail(&call);
-	if (!strcmp(output, "-"))
+	const char *by = call.reply.recorded_by ?: "loop", *why = call.reply.recorded_why ?: "";
+	bool chosen = !strcmp(from, "best");
+	if (!strcmp(output, "-")) {
+		/* Standard output is the list's. */
+		if (chosen)
+			report_recording(args->json, by, why);
 		return client_print_reply(&call);
+	}
 	if (hotlist_write_file(output, call.reply.body ?: "", call.reply.size, &call.err) < 0)
 		return client_fail(&call);
-	return EXIT_OK;
+	if (!args->json) {
+		if (chosen)
+			report_recording(false, by, why);
+		return EXIT_OK;
+	}
+	json_t *answer = json_pack("{s:s,s:s}", "from", by, "why", why);
+	int exit_code = answer ? cli_print_json(answer) : EXIT_FAILED;
+	json_decref(answer);
+	return exit_code;
 }
 
 static const struct cli_option create_options[] = {
@@ -158,10 +188,10 @@ static const struct cli_option create_options[] = {
 	{ .name = "record", .help = "keep the pages that demand faults are served with, for a hot list" },
 	{ .name = "prefetch",
 	  .value = "MODE",
-	  .help = "eager: all of the hot list before the VM runs; off: none",
-	  .words = "off eager",
-	  .manual = "The VM is held back by whoever starts it: 'faultline fork wait ID --for prefetched' returns when the pages are "
-		    "there." },
+	  .help = "eager: all of the hot list before the VM runs; stream: beside it; off: none",
+	  .words = "off eager stream",
+	  .manual = "eager: the VM is held back by whoever starts it: 'faultline fork wait ID --for prefetched' returns when the pages "
+		    "are there. stream: pages come in the list's order while the VM runs, from where it asks on." },
 	{ .name = "hot-list", .value = "LIST", .help = "what to prefetch (default: the template's own list)" },
 	{ .name = "dir", .value = "DIR", .help = "where its socket is made (default: the run directory)" },
 	{ .name = "uid",
@@ -201,13 +231,18 @@ static const struct cli_option hot_list_options[] = {
 	  .required = true },
 	{ .name = "from",
 	  .value = "SOURCE",
-	  .help = "loop: what the fault loop recorded; best: the best recording there is (default)",
-	  .words = "loop best" },
+	  .help = "kernel: what the kernel saw; loop: what the fault loop served; best (default): the kernel's unless it lost much",
+	  .words = "best kernel loop",
+	  .manual =
+		  "The kernel sees every first touch, also of pages that were prefetched, in the order in which they happened; the fault loop what it "
+		  "was asked for, in the order of service. Which one best took, and why, is said on standard error, or with --json on "
+		  "standard output." },
 	{ .name = "format",
 	  .value = "FORMAT",
-	  .help = "hpl1 (default), json or csv",
-	  .words = "hpl1 json csv",
-	  .manual = "HPL1 is sorted by region and offset; JSON and CSV keep the order in which pages were served." },
+	  .help = "hpl2 (default), hpl1, json or csv",
+	  .words = "hpl2 hpl1 json csv",
+	  .manual =
+		  "HPL1 is the set of pages, sorted by region and offset; the others keep the order in which pages were touched." },
 	{ 0 },
 };
 

@@ -6,6 +6,7 @@
 
 #include "cli/cli.h"
 #include "cli/client.h"
+#include "cli/observed_print.h"
 
 void fork_print_nothing(const json_t *fork)
 {
@@ -82,6 +83,34 @@ static void print_regions(const json_t *fork)
 	}
 }
 
+/* What became of a list that is streamed. */
+static void print_stream(const json_t *stream)
+{
+	static const struct {
+		const char *label, *name;
+		bool always;
+	} rows[] = {
+		{ "stream, pages", "planned", true },
+		{ "  in time", "prefetched", true },
+		{ "  late", "late", true },
+		{ "  there already", "present", false },
+		{ "  removed before", "removed", false },
+		{ "  unmapped", "skipped", false },
+		{ "  unreadable", "unreadable", false },
+		{ "  still to come", "pending", false },
+		{ "not in the list", "missing", true },
+		{ "place in the list", "place", true },
+		{ "  before the guest", "lead", true },
+		{ "  moved by faults", "moves", true },
+	};
+
+	if (!json_is_object(stream))
+		return;
+	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+		if (rows[i].always || client_number(stream, rows[i].name) > 0)
+			print_count(rows[i].label, stream, rows[i].name);
+}
+
 void fork_print(const json_t *fork)
 {
 	const double us = 0.001;
@@ -123,9 +152,10 @@ void fork_print(const json_t *fork)
 	print_count("  there already", fork, "prefetch_present_pages");
 	print_count("  removed before", fork, "prefetch_removed_pages");
 	print_time("  in", fork, "prefetch_ms", 1);
+	print_stream(json_object_get(fork, "stream"));
 	printf("%-20s%s\n", "recording", json_is_true(json_object_get(fork, "record")) ? "yes" : "no");
 	print_count("pages recorded", fork, "recorded_pages");
-	print_text("observed by", fork, "observe_tier");
+	fork_print_observed(fork);
 }
 
 /* ---- all forks ---- */

@@ -1,5 +1,6 @@
-/* `faultline hotlist verify`: does every page of a list lie in the regions of an image or template? */
+/* `faultline hotlist verify`: is a list of this image or template, and does every page of it lie in the regions? */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,8 +13,9 @@
 #include "cli/hotlist.h"
 #include "cli/options.h"
 #include "hotlist/hotlist.h"
+#include "hotlist/identity.h"
 
-#define REGIONS_MAX 1024 /* as many as a handshake may have */
+#define REGIONS_MAX HOTLIST_REGIONS_MAX
 
 /* A region as --regions describes it; OFFSET is where it starts in the image. */
 struct region {
@@ -23,6 +25,7 @@ struct region {
 struct regions {
 	struct region *items;
 	size_t count;
+	const char *whose; /* for messages */
 };
 
 /* What the list is held against. */
@@ -104,6 +107,7 @@ static int parse_regions(const struct cli_args *args, const char *spec, struct r
 	}
 	ret->items = TAKE_PTR(items);
 	ret->count = count;
+	ret->whose = "--regions";
 	return EXIT_OK;
 }
 
@@ -161,9 +165,9 @@ static int check_regions(const struct regions *regions, const struct image *imag
 
 		if (!checked_round_up(image->size, region->page_size, &end) || region->offset + region->size > end)
 			return error_set(err, -EINVAL, "bad_region",
-					 "region %zu of --regions ends at byte %" PRIu64
+					 "region %zu of %s ends at byte %" PRIu64
 					 " of the image %s, which has only %" PRIu64,
-					 i, region->offset + region->size, image->path, image->size);
+					 i, regions->whose, region->offset + region->size, image->path, image->size);
 	}
 	return 0;
 }
@@ -179,7 +183,44 @@ static int check_list(const struct hotlist *list, const struct regions *regions,
 			.size = regions->items[i].size,
 			.page_size = regions->items[i].page_size,
 		};
-	return hotlist_check(list, checked, regions->count, err);
+	int r = hotlist_check_layout(list, checked, regions->count, err);
+	return r < 0 ? r : hotlist_check(list, checked, regions->count, err);
+}
+
+/* A list that is bound to an image must be bound to this one. */
+static int check_identity(const struct hotlist *list, const struct image *image, struct error *err)
+{
+	uint8_t identity[IMAGE_IDENTITY_SIZE];
+
+	if (!hotlist_origin_is_bound(list->origin))
+		return 0;
+	_cleanup_close_ int fd = open(image->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	int r = fd < 0 ? -errno : image_identity(fd, image->size, identity);
+	if (r < 0)
+		return error_set(err, r, "bad_memory",
+				 "the list says which image it is for, and %s cannot be read to compare: %s",
+				 image->path, r == -ENODATA ? "it has become shorter" : strerror(-r));
+	return hotlist_check_image(list, image->path, image->size, identity, err);
+}
+
+/* False: the list names no regions, or not the size of each. */
+static bool regions_of_list(const struct hotlist *list, struct regions *ret)
+{
+	size_t count = list->origin ? list->origin->region_count : 0;
+
+	for (size_t i = 0; i < count; i++)
+		if (!list->origin->regions[i].size)
+			return false;
+	ret->items = count ? calloc(count, sizeof *ret->items) : NULL;
+	if (!ret->items)
+		return false;
+	for (size_t i = 0; i < count; i++) {
+		const struct hotlist_region_size *region = &list->origin->regions[i];
+		ret->items[i] = (struct region){ region->size, region->offset, region->page_size ?: HOTLIST_PAGE_SIZE };
+	}
+	ret->count = count;
+	ret->whose = "the list";
+	return true;
 }
 
 static int print_result(const struct cli_args *args, const char *file, const struct hotlist *list,
@@ -188,9 +229,10 @@ static int print_result(const struct cli_args *args, const char *file, const str
 	char size[32];
 
 	if (args->json) {
-		json_t *value = json_pack("{s:b,s:s,s:I,s:s?,s:s,s:I,s:I}", "ok", 1, "file", file, "entries",
-					  (json_int_t)list->count, "template", image->template, "memory", image->path,
-					  "memory_size", (json_int_t)image->size, "regions", (json_int_t)regions->count);
+		json_t *value = json_pack("{s:b,s:s,s:I,s:b,s:s?,s:s,s:I,s:I}", "ok", 1, "file", file, "entries",
+					  (json_int_t)list->count, "bound", hotlist_origin_is_bound(list->origin),
+					  "template", image->template, "memory", image->path, "memory_size",
+					  (json_int_t)image->size, "regions", (json_int_t)regions->count);
 		if (!value) {
 			struct error err;
 			error_set(&err, -EILSEQ, "bad_path",
@@ -202,7 +244,8 @@ static int print_result(const struct cli_args *args, const char *file, const str
 		return exit_code;
 	}
 	cli_format_size(image->size, size, sizeof size);
-	printf("%s fits %s%s (%s%s%s): %zu page%s, %zu region%s\n", file, image->template ? "template " : "",
+	printf("%s %s %s%s (%s%s%s): %zu page%s, %zu region%s\n", file,
+	       hotlist_origin_is_bound(list->origin) ? "was recorded on" : "fits", image->template ? "template " : "",
 	       image->template ?: image->path, image->template ? image->path : "", image->template ? ", " : "", size,
 	       list->count, list->count == 1 ? "" : "s", regions->count, regions->count == 1 ? "" : "s");
 	return cli_finish_output();
@@ -221,7 +264,11 @@ static int verify(const struct cli_args *args, struct regions *regions, struct i
 	if ((is_image_path(name) ? find_image(name, image, &err) : find_template(args, name, image, &err)) < 0)
 		return cli_fail(args->json, &err);
 
-	if (!regions->count) {
+	if (check_identity(list, image, &err) < 0) {
+		error_prefix(&err, -ESTALE, "%s is not for %s: ", file, name);
+		return cli_fail(args->json, &err);
+	}
+	if (!regions->count && !regions_of_list(list, regions)) {
 		if (!checked_round_up(image->size, HOTLIST_PAGE_SIZE, &whole.size))
 			whole.size = image->size;
 		regions = &whole_image;

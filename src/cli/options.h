@@ -11,7 +11,7 @@
 #include <stddef.h>
 
 #define CLI_OPTIONS_MAX	  32 /* of one action, those that every action has not counted */
-#define CLI_ARGUMENTS_MAX 64 /* words that are not options */
+#define CLI_ARGUMENTS_MAX 512 /* words that are not options; a VMM's whole command line may be among them */
 
 struct cli_option {
 	const char *name;  /* without the dashes */

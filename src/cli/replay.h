@@ -34,14 +34,15 @@ struct replay_job {
 	enum replay_vcpus vcpus;
 	enum replay_pace pace;
 	unsigned spread; /* deal the touches out to so many vCPUs; 0: leave them as they are */
-	int *cpus; /* for the vCPUs' threads */
+	int *cpus;	 /* for the vCPUs' threads */
 	size_t cpu_count;
 	unsigned runs;
-	bool cold, prefetch, record;
-	bool wait;	/* for the prefetch, before the guest runs */
-	char *dir;	/* for all that is temporary; removed at the end; NULL: none so far */
-	char *template; /* the image's file */
-	int signals;	/* a signalfd: whoever interrupts us gets everything cleaned up */
+	bool cold, record;
+	const char *prefetch; /* "eager" or "stream"; NULL: none */
+	bool wait;	      /* for the prefetch, before the guest runs */
+	char *dir;	      /* for all that is temporary; removed at the end; NULL: none so far */
+	char *template;	      /* the image's file */
+	int signals;	      /* a signalfd: whoever interrupts us gets everything cleaned up */
 
 	struct cli_args api; /* names the server's run directory */
 	char *run_dir;

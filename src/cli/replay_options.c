@@ -114,15 +114,19 @@ static int parse_prefetch(struct replay_job *job)
 	const struct cli_args *args = job->args;
 	const char *mode = cli_value(args, "prefetch"), *list = cli_value(args, "hot-list");
 
-	job->prefetch = mode ? !strcmp(mode, "eager") : list != NULL;
-	job->wait = !cli_value(args, "no-wait");
+	if (!mode)
+		mode = list ? "eager" : "off";
+	job->prefetch = !strcmp(mode, "off") ? NULL : mode;
+	/* A stream is for guests that run meanwhile. */
+	job->wait = !cli_value(args, "no-wait") && !strcmp(mode, "eager");
 	job->record = cli_value(args, "record") != NULL;
 	if (job->prefetch && !list)
 		return cli_usage_error(args,
-				       "--prefetch eager needs --hot-list LIST; --write-hot-list makes one of a trace");
+				       "--prefetch %s needs --hot-list LIST; --write-hot-list makes one of a trace",
+				       mode);
 	if (list && !job->prefetch)
 		return cli_usage_error(args, "--hot-list is of no use with --prefetch off");
-	if (!job->wait && !job->prefetch)
+	if (cli_value(args, "no-wait") && !job->prefetch)
 		return cli_usage_error(args, "--no-wait is of no use without --hot-list");
 	if (job->record != (cli_value(args, "output") != NULL))
 		return cli_usage_error(args, "--record and -o FILE go together: where the recording is saved");
@@ -142,8 +146,9 @@ static int parse_vcpus(struct replay_job *job)
 	job->pace = !strcmp(pace, "idle") ? REPLAY_IDLES : !strcmp(pace, "compute") ? REPLAY_COMPUTES : REPLAY_SPINS;
 	if (job->pace != REPLAY_SPINS && job->vcpus != REPLAY_INDEPENDENT &&
 	    (job->vcpus != REPLAY_ONE || job->pace == REPLAY_IDLES))
-		return cli_usage_error(job->args, "--pace %s is for vCPUs that don't wait for each other: use it with "
-						  "--vcpus independent",
+		return cli_usage_error(job->args,
+				       "--pace %s is for vCPUs that don't wait for each other: use it with "
+				       "--vcpus independent",
 				       pace);
 	if (spread && (!parse_whole(spread, TRACE_VCPUS_MAX, &number) || !number))
 		return cli_usage_error(job->args, "--spread is a number of vCPUs from 1 to %d, not '%s'",

@@ -143,9 +143,9 @@ static void make_counts_whole(json_t *object)
 /* Of what the server says of the fork, its counters. */
 static json_t *server_json(const json_t *fork)
 {
-	static const char *const members[] = { "faults",	   "copied_pages", "zeroed_pages",  "slow_faults",
-					       "stall_ms",	   "stall_p50_us", "stall_p99_us",  "stall_max_us",
-					       "prefetched_pages", "prefetch_ms",  "recorded_pages" };
+	static const char *const members[] = { "faults",	   "copied_pages", "zeroed_pages",   "slow_faults",
+					       "stall_ms",	   "stall_p50_us", "stall_p99_us",   "stall_max_us",
+					       "prefetched_pages", "prefetch_ms",  "recorded_pages", "stream" };
 	json_t *object = fork ? json_object() : json_null();
 
 	for (size_t i = 0; fork && i < sizeof members / sizeof *members; i++)
@@ -215,7 +215,7 @@ static json_t *setting_json(const struct replay_job *job)
 	json_object_set_new(object, "pinned_to", cpus);
 	json_object_set_new(object, "crowded", json_boolean(job->done[0].result.crowded));
 	json_object_set_new(object, "cold", json_boolean(job->cold));
-	json_object_set_new(object, "prefetch", json_string(job->prefetch ? "eager" : "off"));
+	json_object_set_new(object, "prefetch", json_string(job->prefetch ?: "off"));
 	json_object_set_new(object, "waited_for_prefetch", json_boolean(job->prefetch && job->wait));
 	json_object_set_new(object, "hot_list", path_json(cli_value(job->args, "hot-list")));
 	return object;
@@ -284,7 +284,9 @@ static void print_memory(const struct replay_job *job)
 	putchar('\n');
 	if (job->prefetch)
 		printf("Prefetch  %s, %s\n", cli_value(job->args, "hot-list") ?: "-",
-		       job->wait ? "all of it before the guest ran" : "beside the guest");
+		       job->wait			      ? "all of it before the guest ran"
+		       : strcmp(job->prefetch, "stream") == 0 ? "streamed beside the guest"
+							      : "beside the guest");
 }
 
 static void print_head(const struct replay_job *job)
@@ -393,6 +395,12 @@ static void print_server(const struct replay_job *job)
 		printf("\n%she server counted %.0f demand faults, and %.0f pages prefetched.",
 		       job->done_count > 1 ? "In the last run t" : "T", client_number(server, "faults"),
 		       client_number(server, "prefetched_pages"));
+
+	const json_t *stream = json_object_get(server, "stream");
+	if (json_is_object(stream))
+		printf("\nOf %.0f pages in the list %.0f came in time and %.0f late; %.0f that were asked for are not in it.",
+		       client_number(stream, "planned"), client_number(stream, "prefetched"),
+		       client_number(stream, "late"), client_number(stream, "missing"));
 }
 
 static void print_legend(void)

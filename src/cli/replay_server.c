@@ -240,7 +240,7 @@ int replay_fork_create(struct replay_job *job, unsigned number, char **ret, stru
 	fork_id(job, number, id);
 	client_add_string(&call, "template", job->name);
 	client_add_string(&call, "id", id);
-	client_add_string(&call, "prefetch", job->prefetch ? "eager" : "off");
+	client_add_string(&call, "prefetch", job->prefetch ?: "off");
 	client_add_path(&call, "hot_list", cli_value(job->args, "hot-list"));
 	if (job->record)
 		client_add(&call, "record", json_true());

@@ -10,10 +10,12 @@
 #include "cli/cli.h"
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "cli/serve_observe.h"
 #include "control/control.h"
 #include "serve/server.h"
 
 struct daemon {
+	struct serve_observe observing;
 	struct server *server;
 	struct control *control;
 };
@@ -81,9 +83,9 @@ static int serve(struct daemon *daemon, const struct server_config *config)
 	server_on_stop(daemon->server, on_stop, daemon);
 	if (control_start(daemon->server, FAULTLINE_VERSION, &daemon->control, &err) < 0)
 		return fail(&err);
-	log_info(NULL, "faultline %s serves in %s: API at %s/" CONTROL_SOCKET_NAME ", %u pager%s", FAULTLINE_VERSION,
+	log_info(NULL, "faultline %s serves in %s: API at %s/" CONTROL_SOCKET_NAME ", %u pager%s, %s", FAULTLINE_VERSION,
 		 server_run_dir(daemon->server), server_run_dir(daemon->server), server_pager_count(daemon->server),
-		 server_pager_count(daemon->server) == 1 ? "" : "s");
+		 server_pager_count(daemon->server) == 1 ? "" : "s", daemon->observing.summary);
 	if (server_run(daemon->server, on_ready, daemon, &err) < 0)
 		return fail(&err);
 	log_info(NULL, "stopped");
@@ -93,17 +95,24 @@ static int serve(struct daemon *daemon, const struct server_config *config)
 static int run(const struct cli_args *args)
 {
 	const char *run_dir = cli_value(args, "run-dir") ?: getenv("FAULTLINE_RUN_DIR");
+	struct daemon daemon = { 0 };
 	struct server_config config = {
 		.run_dir = run_dir && *run_dir ? run_dir : API_DEFAULT_RUN_DIR,
 		.cpus = cli_value(args, "cpus"),
+		.observe = serve_observe_start,
+		.observe_data = &daemon.observing,
 	};
-	struct daemon daemon = { 0 };
+	int r = serve_observe_parse(args, &daemon.observing);
+
+	if (r != EXIT_OK)
+		return r;
 
 	set_up_log(args);
 	raise_file_limit();
 	int exit_code = serve(&daemon, &config);
 	control_stop(daemon.control);
 	server_free(daemon.server);
+	serve_observe_stop(&daemon.observing);
 	return exit_code;
 }
 
@@ -115,6 +124,19 @@ static const struct cli_option options[] = {
 	{ .name = "cpus",
 	  .value = "LIST",
 	  .help = "CPUs that pagers stand on, like 0,2-3 (default: all that it may run on)",
+	  .complete = "" },
+	{ .name = "observe",
+	  .value = "MODE",
+	  .help = "auto (default): look into the kernel as well as it lets; require: or don't serve; off: not at all",
+	  .words = "auto require off",
+	  .manual =
+		  "What the kernel sees of each fork (faults, their latency by phase, touches of pages that are there) is read by BPF programs. "
+		  "The log says at the start by which tier, or why by none; 'faultline doctor' says more. No page is served later for it." },
+	{ .name = "observe-ring",
+	  .value = "SIZE",
+	  .help = "room for events that aren't read yet (default: 4M)",
+	  .manual = "A power of two from 4K to 512M; other sizes are rounded up. Events that find no room are counted, fork by fork: 'faultline fork show' has "
+		    "the number.",
 	  .complete = "" },
 	{ .name = "log-format",
 	  .value = "FORMAT",

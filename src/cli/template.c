@@ -16,7 +16,8 @@ static void print_template(const json_t *template)
 	printf("name      %s\n", client_string(template, "name", "-"));
 	printf("memory    %s (%s)\n", client_string(template, "memory", "-"), size);
 	printf("state     %s\n", client_string(template, "state", "-"));
-	printf("hot list  %s\n", client_string(template, "hot_list", "-"));
+	printf("hot list  %s%s\n", client_string(template, "hot_list", "-"),
+	       json_is_true(json_object_get(template, "refresh_hot_list")) ? ", kept fresh" : "");
 	if (!json_is_null(json_object_get(template, "inject")))
 		printf("inject    %s\n", client_string(template, "inject", "-"));
 	printf("forks     %.0f live, %.0f waiting\n", client_number(template, "forks_live"),
@@ -54,6 +55,8 @@ static int run_add(const struct cli_args *args)
 	client_add_path(&call, "memory", cli_value(args, "memory"));
 	client_add_path(&call, "state", cli_value(args, "state"));
 	client_add_path(&call, "hot_list", cli_value(args, "hot-list"));
+	if (cli_value(args, "refresh-hot-list"))
+		client_add(&call, "refresh_hot_list", json_true());
 	client_add_string(&call, "inject", cli_value(args, "inject"));
 	if (client_call(&call, "POST", "/v1/templates", API_TIMEOUT_S) < 0)
 		return client_fail(&call);
@@ -116,6 +119,12 @@ static const struct cli_option add_options[] = {
 	  .value = "LIST",
 	  .help = "what its forks prefetch where they don't say otherwise",
 	  .manual = "It need not exist yet." },
+	{ .name = "refresh-hot-list",
+	  .help = "keep that list fresh by what its forks touch",
+	  .manual =
+		  "A fork that prefetches the template's list, and whose touches of pages that are there the kernel sees, is merged into the list when it is "
+		  "ready, or ends after it had settled: pages that forks don't touch any more sink and leave, new ones enter where they "
+		  "are touched. Never by a recording that lost events. The list becomes HPL2, is replaced as a whole, and the log says what changed." },
 	{ .name = "inject",
 	  .value = "SPEC",
 	  .help = "a test aid: makes reads of the image fail or wait, like delay=5ms,error=0x1000+0x2000" },

@@ -22,19 +22,18 @@ struct warmup_job {
 	const struct cli_args *args;
 	const char *template;	    /* as named by the user */
 	const char *const *command; /* ends with NULL */
-	const char *list_path;
+	const char *list_path;	    /* NULL: the template's own, until that is known */
 	enum hotlist_format format;
 	unsigned runs;
 	double connect_s, window_s, settle_s, grace_s;
 	bool wait;	 /* for the command's own end */
 	bool vary_cache; /* every other run with a cold image */
-	bool set;	 /* the list becomes the template's own */
 	bool progress;
 	int signals;	    /* a signalfd: whoever interrupts us gets everything cleaned up */
 	int interrupted_by; /* the signal; 0: none */
 
-	char *run_dir;		       /* absolute, for the command */
-	char *memory, *state, *inject; /* of the template; NULL: none */
+	char *run_dir;				  /* absolute, for the command */
+	char *memory, *state, *inject, *own_list; /* of the template; NULL: none */
 	char stand_in[64]; /* template of the same image that forks are made from while it is to be cold; "": none */
 
 	struct warmup_run *done; /* RUNS of them */

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/checked.h"
@@ -35,7 +36,7 @@ static int failed(int r, const struct error *err, struct faultline_error *error)
 		result = FAULTLINE_NO_RESOURCES;
 	else if (r == -EACCES || r == -EPERM)
 		result = FAULTLINE_NO_PERMISSION;
-	else if (r == -EBADMSG || r == -EFBIG)
+	else if (r == -EBADMSG || r == -EFBIG || r == -E2BIG || !strcmp(err->code, "bad_offset"))
 		result = FAULTLINE_BAD_LIST;
 	result_set(error, result, 0, "", "%s", err->message);
 	if (error)
@@ -98,6 +99,8 @@ static int take_format(int format, struct faultline_error *error)
 		return HOTLIST_JSON;
 	case FAULTLINE_HOTLIST_CSV:
 		return HOTLIST_CSV;
+	case FAULTLINE_HOTLIST_HPL2:
+		return HOTLIST_HPL2;
 	default:
 		return result_set(error, FAULTLINE_BAD_ARGUMENT, 0, "Use one of enum faultline_hotlist_format",
 				  "There is no list format %d", format);
@@ -139,10 +142,16 @@ size_t faultline_hotlist_count(const struct faultline_hotlist *list)
 
 int faultline_hotlist_format(const struct faultline_hotlist *list)
 {
-	if (list && inner_const(list)->format == HOTLIST_JSON)
+	switch (list ? inner_const(list)->format : HOTLIST_HPL1) {
+	case HOTLIST_JSON:
 		return FAULTLINE_HOTLIST_JSON;
-	if (list && inner_const(list)->format == HOTLIST_CSV)
+	case HOTLIST_CSV:
 		return FAULTLINE_HOTLIST_CSV;
+	case HOTLIST_HPL2:
+		return FAULTLINE_HOTLIST_HPL2;
+	case HOTLIST_HPL1:
+		break;
+	}
 	return FAULTLINE_HOTLIST_HPL1;
 }
 
@@ -156,25 +165,85 @@ int faultline_hotlist_get(const struct faultline_hotlist *list, size_t index, ui
 	return FAULTLINE_OK;
 }
 
+/* Members of the struct's first version. A smaller size is a mistake; a larger one is a later version's. */
+#define TOUCH_SIZE_MIN sizeof(struct faultline_hotlist_touch)
+
+int faultline_hotlist_get_touch(const struct faultline_hotlist *list, size_t index,
+				struct faultline_hotlist_touch *ret_touch)
+{
+	if (!list || !ret_touch || ret_touch->size < TOUCH_SIZE_MIN || index >= inner_const(list)->count)
+		return FAULTLINE_BAD_ARGUMENT;
+	const struct hotlist *l = inner_const(list);
+	const struct hot_touch touch = l->touches ? l->touches[index] : HOT_TOUCH_NOTHING;
+
+	ret_touch->raw_ns = touch.raw_ns;
+	ret_touch->corrected_ns = touch.corrected_ns;
+	ret_touch->seen = touch.seen;
+	ret_touch->spread = touch.spread;
+	ret_touch->vcpu = touch.vcpu == HOT_VCPU_UNKNOWN ? FAULTLINE_HOTLIST_NO_VCPU : touch.vcpu;
+	ret_touch->kind = touch.kind;
+	ret_touch->present = !!(touch.flags & HOT_WAS_PRESENT);
+	ret_touch->reserved = 0;
+	return FAULTLINE_OK;
+}
+
+static int check_place(uint64_t mapping, uint64_t offset, struct faultline_error *error)
+{
+	if (is_aligned(offset, HOTLIST_PAGE_SIZE))
+		return FAULTLINE_OK;
+	return result_set(error, FAULTLINE_BAD_ARGUMENT, 0, "",
+			  "Offset 0x%" PRIx64 " of mapping %" PRIu64 " is not a multiple of 4096", offset, mapping);
+}
+
+static int no_memory(const struct faultline_hotlist *list, struct faultline_error *error)
+{
+	return result_set(error, FAULTLINE_NO_RESOURCES, ENOMEM, OUT_OF_MEMORY,
+			  "There is no memory for page %zu of the list", inner_const(list)->count);
+}
+
 int faultline_hotlist_add(struct faultline_hotlist *list, uint64_t mapping, uint64_t offset,
 			  struct faultline_error *error)
 {
 	if (!list)
 		return missing(error, "The list");
-	if (!is_aligned(offset, HOTLIST_PAGE_SIZE))
-		return result_set(error, FAULTLINE_BAD_ARGUMENT, 0, "",
-				  "Offset 0x%" PRIx64 " of mapping %" PRIu64 " is not a multiple of 4096", offset,
-				  mapping);
-	if (hotlist_add(inner(list), mapping, offset) < 0)
-		return result_set(error, FAULTLINE_NO_RESOURCES, ENOMEM, OUT_OF_MEMORY,
-				  "There is no memory for page %zu of the list", inner(list)->count);
-	return FAULTLINE_OK;
+	int result = check_place(mapping, offset, error);
+	if (result == FAULTLINE_OK && hotlist_add(inner(list), mapping, offset) < 0)
+		result = no_memory(list, error);
+	return result;
+}
+
+int faultline_hotlist_add_touch(struct faultline_hotlist *list, uint64_t mapping, uint64_t offset,
+				const struct faultline_hotlist_touch *touch, struct faultline_error *error)
+{
+	if (!list || !touch)
+		return missing(error, list ? "The touch" : "The list");
+	if (touch->size < TOUCH_SIZE_MIN || touch->kind < 0 || touch->kind > FAULTLINE_HOTLIST_WALK ||
+	    (touch->vcpu >= HOT_VCPU_UNKNOWN && touch->vcpu != FAULTLINE_HOTLIST_NO_VCPU))
+		return result_set(error, FAULTLINE_BAD_ARGUMENT, 0,
+				  "Set size to sizeof(struct faultline_hotlist_touch), and the kind and vCPU to what they can be",
+				  "The touch of size %zu, kind %d and vCPU %" PRIu32 " cannot be", touch->size,
+				  touch->kind, touch->vcpu);
+	const struct hot_touch known = {
+		.raw_ns = touch->raw_ns,
+		.corrected_ns = touch->corrected_ns,
+		.seen = touch->seen,
+		.spread = touch->spread,
+		.vcpu = touch->vcpu == FAULTLINE_HOTLIST_NO_VCPU ? HOT_VCPU_UNKNOWN : (uint16_t)touch->vcpu,
+		.kind = (uint8_t)touch->kind,
+		.flags = touch->present ? HOT_WAS_PRESENT : 0,
+	};
+	int result = check_place(mapping, offset, error);
+	if (result == FAULTLINE_OK && hotlist_add_touch(inner(list), mapping, offset, &known) < 0)
+		result = no_memory(list, error);
+	return result;
 }
 
 void faultline_hotlist_sort(struct faultline_hotlist *list)
 {
-	if (list)
-		hotlist_sort(inner(list));
+	if (!list || hotlist_sort(inner(list)) == 0)
+		return;
+	free(TAKE_PTR(inner(list)->touches));
+	(void)hotlist_sort(inner(list));
 }
 
 int faultline_hotlist_check(const struct faultline_hotlist *list, const struct faultline_client *client,

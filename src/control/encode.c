@@ -29,10 +29,11 @@ static json_t *encode_count(uint64_t n)
 
 json_t *encode_template(const struct template_info *info)
 {
-	return json_pack("{s:s,s:o,s:o,s:o,s:o,s:o,s:i,s:i}", "name", info->name, "memory", utf8_json(info->memory),
+	return json_pack("{s:s,s:o,s:o,s:o,s:o,s:b,s:o,s:i,s:i}", "name", info->name, "memory", utf8_json(info->memory),
 			 "memory_size", encode_count(info->memory_size), "state", utf8_json(info->state), "hot_list",
-			 utf8_json(info->hot_list), "inject", utf8_json(info->inject), "forks_live",
-			 (int)info->forks_live, "forks_waiting", (int)info->forks_waiting);
+			 utf8_json(info->hot_list), "refresh_hot_list", info->refresh_hot_list, "inject",
+			 utf8_json(info->inject), "forks_live", (int)info->forks_live, "forks_waiting",
+			 (int)info->forks_waiting);
 }
 
 static json_t *encode_regions(const struct fork_info *info)

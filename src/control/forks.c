@@ -73,7 +73,8 @@ static int parse_prefetch(const char *word, enum prefetch_mode *ret, struct erro
 			return 0;
 		}
 	}
-	return error_set(err, -EINVAL, "bad_member", "the member 'prefetch' is 'off', 'eager' or 'stream', not '%.64s'", word);
+	return error_set(err, -EINVAL, "bad_member", "the member 'prefetch' is 'off', 'eager' or 'stream', not '%.64s'",
+			 word);
 }
 
 int handle_forks_create(struct request *request, struct reply *reply, struct error *err)
@@ -198,8 +199,8 @@ int handle_fork_hot_list(struct request *request, struct reply *reply, struct er
 {
 	static const char *const sources[] = { "best", "loop", "kernel", NULL };
 	static const enum recording_source from[] = { RECORDED_BEST, RECORDED_BY_LOOP, RECORDED_BY_KERNEL };
-	static const char *const formats[] = { "hpl1", "hpl2", "json", "csv", NULL };
-	static const enum hotlist_format encodings[] = { HOTLIST_HPL1, HOTLIST_HPL2, HOTLIST_JSON, HOTLIST_CSV };
+	static const char *const formats[] = { "hpl2", "hpl1", "json", "csv", NULL };
+	static const enum hotlist_format encodings[] = { HOTLIST_HPL2, HOTLIST_HPL1, HOTLIST_JSON, HOTLIST_CSV };
 	static const char *const types[] = { "application/octet-stream", "application/octet-stream", "application/json",
 					     "text/csv; charset=utf-8" };
 	_cleanup_fork_recording_ struct fork_recording recording = { 0 };

@@ -12,8 +12,11 @@ int handle_templates_add(struct request *request, struct reply *reply, struct er
 	_cleanup_template_info_ struct template_info info = { 0 };
 	struct template_spec spec = { 0 };
 	const struct member members[] = {
-		{ "name", MEMBER_STRING, true, &spec.name },	  { "memory", MEMBER_PATH, true, &spec.memory },
-		{ "state", MEMBER_PATH, false, &spec.state },	  { "hot_list", MEMBER_PATH, false, &spec.hot_list },
+		{ "name", MEMBER_STRING, true, &spec.name },
+		{ "memory", MEMBER_PATH, true, &spec.memory },
+		{ "state", MEMBER_PATH, false, &spec.state },
+		{ "hot_list", MEMBER_PATH, false, &spec.hot_list },
+		{ "refresh_hot_list", MEMBER_BOOL, false, &spec.refresh_hot_list },
 		{ "inject", MEMBER_STRING, false, &spec.inject },
 	};
 	int r = request_read_body(request, members, sizeof members / sizeof *members, err);

@@ -55,6 +55,8 @@ static uint64_t between(uint64_t low, uint64_t value, uint64_t high)
 	return value < low ? low : value > high ? high : value;
 }
 
+#define NO_PHASES ",\"queue_us\":null,\"source_us\":null,\"copy_us\":null,\"wake_us\":null"
+
 /*
  * The phases of a demand fault: they follow each other and sum to the whole. A page that somebody else had asked for before was read, or even in,
  * before this touch began; and a thread runs as soon as its page is in, before the server's call has returned.
@@ -65,7 +67,7 @@ static int print_phases(char *line, size_t size, const struct observed_touch *t)
 	int n = print_us(line, size, "total", end - t->touch_ns);
 
 	if (!t->read_ns || !t->copied_ns)
-		return n;
+		return n + snprintf(line + n, size - (size_t)n, NO_PHASES);
 	uint64_t read = between(t->touch_ns, t->read_ns, end), source = between(read, t->source_ns, end),
 		 copied = between(source, t->copied_ns, end);
 	n += print_us(line + n, size - (size_t)n, "queue", read - t->touch_ns);
@@ -104,8 +106,8 @@ static size_t print_touch(char *line, const struct observed_touch *t, uint64_t c
 		      ",\"region\":%u,\"offset\":%" PRIu64 ",\"kind\":\"%s\",\"demand\":%s,\"kthread\":%s,\"kvm\":%s",
 		      (int)t->tid, thread, t->cpu, t->address, t->region, t->offset, kind_of(t),
 		      t->demand ? "true" : "false", t->kthread ? "true" : "false", t->kvm ? "true" : "false");
-	if (t->demand)
-		n += print_phases(line + n, size - (size_t)n, t);
+	n += t->demand ? print_phases(line + n, size - (size_t)n, t)
+		       : snprintf(line + n, size - (size_t)n, ",\"total_us\":null" NO_PHASES);
 	n += snprintf(line + n, size - (size_t)n, "}\n");
 	return (size_t)n;
 }

@@ -24,7 +24,7 @@ struct check {
 
 /* Rows end with one that has no name. */
 extern const struct check kernel_checks[], uffd_checks[], huge_checks[], io_checks[], process_checks[], kvm_checks[],
-	bpf_checks[], limit_checks[], run_dir_checks[];
+	bpf_checks[], tier_checks[], limit_checks[], run_dir_checks[];
 
 /* What a probe is given; it answers by one of the three below, and may then say cost and remedy itself. */
 struct probe {

@@ -33,9 +33,11 @@ static const struct {
 	const char *title;
 	const struct check *checks;
 } groups[] = {
-	{ "kernel", kernel_checks },  { "userfaultfd", uffd_checks },  { "huge pages", huge_checks },
-	{ "image reads", io_checks }, { "processes", process_checks }, { "KVM", kvm_checks },
-	{ "BPF", bpf_checks },	      { "limits", limit_checks },      { "run directory", run_dir_checks },
+	{ "kernel", kernel_checks },	 { "userfaultfd", uffd_checks },
+	{ "huge pages", huge_checks },	 { "image reads", io_checks },
+	{ "processes", process_checks }, { "KVM", kvm_checks },
+	{ "BPF", bpf_checks },		 { "observation", tier_checks },
+	{ "limits", limit_checks },	 { "run directory", run_dir_checks },
 };
 #define GROUP_COUNT (sizeof groups / sizeof *groups)
 

@@ -4,30 +4,25 @@
 
 #include "doctor/check.h"
 
-/* A tier counts where all of its checks are ok. Best first. */
-static const struct tier {
-	const char *name;
-	const char *checks[4];
-} tiers[] = {
-	{ "fentry", { "bpf_ring_buffer", "bpf_fentry" } },
-	{ "kprobe", { "bpf_ring_buffer", "bpf_kprobe" } },
-	{ "tp_btf", { "bpf_ring_buffer", "bpf_page_fault_user", "bpf_sched_switch" } },
+/*
+ * A tier counts where its row is ok, in which the server's own programs have been tried. The others are rows about what it stands on, of no
+ * interest where a better tier works. Best first, as in observe/tier.h.
+ */
+static const struct ranked {
+	const char *name, *row;
+	const char *stands_on[3];
+} ranks[] = {
+	{ "fentry", "tier_fentry", { "bpf_fentry" } },
+	{ "kprobe", "tier_kprobe", { "bpf_kprobe" } },
+	{ "tp_btf", "tier_tp_btf", { "bpf_page_fault_user", "bpf_sched_switch" } },
 };
-#define TIER_COUNT (sizeof tiers / sizeof *tiers)
+#define RANK_COUNT (sizeof ranks / sizeof *ranks)
 
 static bool is_ok(const struct doctor_report *report, const char *name)
 {
 	const struct doctor_result *result = doctor_find(report, name);
 
 	return result && result->status == DOCTOR_OK;
-}
-
-static bool tier_works(const struct doctor_report *report, const struct tier *tier)
-{
-	for (const char *const *check = tier->checks; *check; check++)
-		if (!is_ok(report, *check))
-			return false;
-	return true;
 }
 
 static void append(char *list, size_t size, const char *word)
@@ -69,25 +64,25 @@ static enum doctor_status judge(const struct doctor_report *report, enum doctor_
 	return status;
 }
 
-static bool serves_tier(const struct tier *tier, const char *check)
+static bool is_of_tier(const struct ranked *rank, const char *check)
 {
-	for (const char *const *c = tier->checks; *c; c++)
+	for (const char *const *c = rank->stands_on; *c; c++)
 		if (!strcmp(*c, check))
 			return true;
-	return false;
+	return !strcmp(rank->row, check);
 }
 
 /* What a tier below the one that works lacks costs nothing. */
 static void excuse_lower_tiers(struct doctor_report *report, size_t chosen)
 {
-	for (size_t i = chosen + 1; i < TIER_COUNT; i++)
+	for (size_t i = chosen + 1; i < RANK_COUNT; i++)
 		for (size_t k = 0; k < report->count; k++) {
 			struct doctor_result *result = &report->results[k];
 
-			if (result->status == DOCTOR_OK || !serves_tier(&tiers[i], result->name))
+			if (result->status == DOCTOR_OK || !is_of_tier(&ranks[i], result->name))
 				continue;
 			snprintf(result->cost, sizeof result->cost, "nothing: the tier %s, which is better, works",
-				 tiers[chosen].name);
+				 ranks[chosen].name);
 			result->remedy[0] = '\0';
 		}
 }
@@ -98,17 +93,16 @@ static void judge_observation(struct doctor_report *report)
 
 	summary->tier = "none";
 	summary->tier_pins = is_ok(report, "bpf_pin");
-	for (size_t i = 0; i < TIER_COUNT; i++) {
-		if (tier_works(report, &tiers[i])) {
-			summary->tier = tiers[i].name;
+	for (size_t i = 0; i < RANK_COUNT; i++) {
+		const struct doctor_result *result = doctor_find(report, ranks[i].row);
+
+		if (is_ok(report, ranks[i].row)) {
+			summary->tier = ranks[i].name;
 			excuse_lower_tiers(report, i);
 			return;
 		}
-		for (const char *const *check = tiers[i].checks; *check; check++) {
-			const struct doctor_result *result = doctor_find(report, *check);
-			if (result && result->status != DOCTOR_OK && !strstr(summary->tier_why, result->title))
-				append_row(summary->tier_why, sizeof summary->tier_why, result);
-		}
+		if (result)
+			append_row(summary->tier_why, sizeof summary->tier_why, result);
 	}
 }
 

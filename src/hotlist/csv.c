@@ -293,7 +293,7 @@ static void write_touch(FILE *f, const struct hot_touch *touch)
 	fprintf(f, "%" PRIu64 ",%" PRIu32 ",%" PRIu64 ",", touch->raw_ns, touch->seen, touch->corrected_ns);
 	if (touch->vcpu != HOT_VCPU_UNKNOWN)
 		fprintf(f, "%u", touch->vcpu);
-	fprintf(f, ",%s,%" PRIu32 ",%d\n", hot_kind_name(touch->kind) ?: "", touch->spread,
+	fprintf(f, ",%s,%" PRIu32 ",%d\n", hot_kind_word(touch->kind) ?: "", touch->spread,
 		!!(touch->flags & HOT_WAS_PRESENT));
 }
 

@@ -212,7 +212,7 @@ struct hotlist_summary {
 int hotlist_summarize(const struct hotlist *list, uint64_t page_size, struct hotlist_summary *ret);
 void hotlist_summary_clear(struct hotlist_summary *summary);
 
-/* Two lists as sets of pages: what only one has, sorted, and how many they share. */
+/* Two lists as sets of pages: what only one has, sorted and with its touches, and how many they share. */
 struct hotlist_comparison {
 	struct hotlist *only_a, *only_b;
 	size_t both;

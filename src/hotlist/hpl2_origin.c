@@ -60,8 +60,13 @@ static int take_tier(struct cursor *c, char ret[static HOTLIST_TIER_SIZE])
 {
 	uint64_t length;
 	int r = take(c, "length of the tier", HOTLIST_TIER_SIZE - 1, &length);
+	size_t at = c->at;
 
-	return r < 0 ? r : take_bytes(c, "tier", (size_t)length, ret);
+	if (r == 0)
+		r = take_bytes(c, "tier", (size_t)length, ret);
+	if (r == 0 && memchr(ret, '\0', (size_t)length))
+		return BAD_LIST(c->err, "bad tier in the origin at byte %zu: it holds a NUL", c->file_at + at);
+	return r;
 }
 
 static int take_template(struct cursor *c, struct hotlist_origin *origin)

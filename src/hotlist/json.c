@@ -1,5 +1,5 @@
 /* The JSON form of a list: all that is known of it. */
-#include "hotlist/format.h"
+#include "hotlist/json.h"
 
 #include <inttypes.h>
 #include <stdint.h>
@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "hotlist/format.h"
 #include "hotlist/json_origin.h"
 #include "hotlist/json_reader.h"
 #include "hotlist/words.h"
@@ -63,6 +64,8 @@ static int read_touch_value(struct json_reader *r, size_t key, struct hot_touch 
 	bool present = false;
 	int error;
 
+	if (jr_peek(r) == 'n')
+		return jr_skip(r); /* null: not known */
 	switch (key) {
 	case KEY_RAW:
 		return jr_number(r, page_keys[key], &touch->raw_ns);
@@ -207,8 +210,16 @@ static void write_touch(FILE *f, const struct hot_touch *touch)
 	if (touch->vcpu != HOT_VCPU_UNKNOWN)
 		fprintf(f, ",\"vcpu\":%u", touch->vcpu);
 	if (touch->kind)
-		fprintf(f, ",\"kind\":\"%s\"", hot_kind_name(touch->kind));
+		fprintf(f, ",\"kind\":\"%s\"", hot_kind_word(touch->kind));
 	fprintf(f, ",\"present\":%s", touch->flags & HOT_WAS_PRESENT ? "true" : "false");
+}
+
+void json_page_write(FILE *f, const struct hotlist *list, size_t i)
+{
+	fprintf(f, "{\"region\":%" PRIu64 ",\"offset\":%" PRIu64, list->pages[i].region, list->pages[i].offset);
+	if (list->touches && !hot_touch_says_nothing(&list->touches[i]))
+		write_touch(f, &list->touches[i]);
+	putc('}', f);
 }
 
 static void write_list(FILE *f, const struct hotlist *list)
@@ -222,11 +233,8 @@ static void write_list(FILE *f, const struct hotlist *list)
 	fputs("\"pages\":[", f);
 	/* One page a line, so that diff, grep and head work on it. */
 	for (size_t i = 0; i < list->count; i++) {
-		fprintf(f, "%s\n{\"region\":%" PRIu64 ",\"offset\":%" PRIu64, i ? "," : "", list->pages[i].region,
-			list->pages[i].offset);
-		if (list->touches && !hot_touch_says_nothing(&list->touches[i]))
-			write_touch(f, &list->touches[i]);
-		putc('}', f);
+		fputs(i ? ",\n" : "\n", f);
+		json_page_write(f, list, i);
 	}
 	fputs(list->count ? "\n]}\n" : "]}\n", f);
 }

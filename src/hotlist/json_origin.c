@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "hotlist/format.h"
+#include "hotlist/json.h"
 #include "hotlist/json_reader.h"
 #include "hotlist/words.h"
 
@@ -83,7 +84,8 @@ static int read_digest(struct json_reader *r, uint8_t ret[static IMAGE_IDENTITY_
 	for (size_t i = 0; good && i < IMAGE_IDENTITY_SIZE; i++) {
 		int high = hex_digit(text[2 * i]), low = hex_digit(text[2 * i + 1]);
 		good = high >= 0 && low >= 0;
-		ret[i] = (uint8_t)(high << 4 | low);
+		if (good)
+			ret[i] = (uint8_t)(high << 4 | low);
 	}
 	return good ? 0 : jr_bad(r, "\"image_identity\" must be %d hexadecimal digits", 2 * IMAGE_IDENTITY_SIZE);
 }
@@ -166,6 +168,8 @@ static const char *const keys[] = {
 
 static int read_value(struct json_reader *r, size_t key, struct hotlist_origin *origin)
 {
+	if (jr_peek(r) == 'n')
+		return jr_skip(r); /* null: not known */
 	switch (key) {
 	case KEY_TIER:
 		return read_tier(r, origin->tier);
@@ -260,8 +264,8 @@ void json_origin_write(FILE *f, const struct hotlist_origin *origin)
 {
 	fprintf(f, "{\"tier\":\"%s\",\"runs\":%" PRIu32 ",\"events_lost\":%" PRIu64 ",\"window_ns\":%" PRIu64,
 		origin->tier, origin->runs, origin->events_lost, origin->window_ns);
-	write_word(f, "window_end", hot_window_end_name(origin->window_end));
-	write_word(f, "clock", hot_clock_name(origin->clock));
+	write_word(f, "window_end", hot_window_end_word(origin->window_end));
+	write_word(f, "clock", hot_clock_word(origin->clock));
 	write_agreement(f, "agreement_raw", origin->agreement_raw);
 	write_agreement(f, "agreement_corrected", origin->agreement_corrected);
 	fprintf(f, ",\"page_size\":%" PRIu64, origin->page_size);

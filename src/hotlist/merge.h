@@ -13,24 +13,29 @@
 
 /* A page stands in its place if at least one run in MERGE_TAIL_RUNS touched it; else at the list's end. */
 #define MERGE_TAIL_RUNS 3
-/* It leaves the list if fewer than one run in MERGE_LEAVE_RUNS touched it. */
+/* It leaves the list if no more than one run in MERGE_LEAVE_RUNS touched it. */
 #define MERGE_LEAVE_RUNS 8
 /* A list that is kept fresh counts for so many runs at most, the newest among them: what is older fades. */
 #define MERGE_FRESH_RUNS 8
 
-/* Agreements that differ by less are a tie; by less than the second, a run's own evidence may overrule them. */
-#define MERGE_TIE   0.002
+/* Agreements that differ by less are close: a run's own evidence may overrule them. */
 #define MERGE_CLOSE 0.01
+/* Closer ones count still where one clock's disagreement (1 - agreement) is so many times the other's; this much of both is noise. */
+#define MERGE_CLEAR 3
+#define MERGE_NOISE 2e-6
 
-/* Runs whose own evidence (merge_vote.independence) is at least this don't wait for themselves. */
-#define MERGE_INDEPENDENT_FROM 0.25
+/* Runs whose own evidence (merge_vote.independence) is at least this don't wait for themselves, ... */
+#define MERGE_INDEPENDENT_FROM 0.4
+/* ... and outside of these it is beyond doubt. */
+#define MERGE_SURELY_WAITING	 0.1
+#define MERGE_SURELY_INDEPENDENT 0.6
 
 /* Why a clock was taken. */
 enum merge_reason {
 	MERGE_ONE_CLOCK, /* the inputs know no more than one, or both make the same order */
 	MERGE_AGREEMENT, /* the runs agree more under it */
-	MERGE_EVIDENCE,	 /* the runs agree as much under both, or there is one only: what a run itself shows decided */
-	MERGE_TIED,	 /* nothing spoke for either: raw */
+	MERGE_EVIDENCE, /* the runs agree about as much under both, or there is one only: what runs show by themselves decided */
+	MERGE_TIED, /* nothing spoke for either: raw */
 };
 
 struct merge_vote {

@@ -58,8 +58,8 @@ static uint32_t *order_by(const struct merge_input *input, int clock)
 	for (size_t i = 0; i < input->count; i++) {
 		const struct hot_touch *touch = &input->list->touches[input->entries[i]];
 
-		sorted[i] = (struct timed_page){ merge_time(touch, clock), merge_time(touch, !clock),
-						 input->entries[i], input->pages[i] };
+		sorted[i] = (struct timed_page){ merge_time(touch, clock), merge_time(touch, !clock), input->entries[i],
+						 input->pages[i] };
 	}
 	qsort(sorted, input->count, sizeof *sorted, compare_timed);
 	for (size_t i = 0; i < input->count; i++)

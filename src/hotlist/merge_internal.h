@@ -11,11 +11,11 @@ struct merge_input {
 	const struct hotlist *list;
 	const char *name;
 	uint32_t runs;
-	size_t count;	    /* distinct pages */
-	uint32_t *pages;    /* their numbers, in list order */
-	uint32_t *entries;  /* where they stand in the list */
-	bool timed;	    /* the list knows times */
-	bool ordered;	    /* ... or has an order of its own at least; else it is a set */
+	size_t count;		 /* distinct pages */
+	uint32_t *pages;	 /* their numbers, in list order */
+	uint32_t *entries;	 /* where they stand in the list */
+	bool timed;		 /* the list knows times */
+	bool ordered;		 /* ... or has an order of its own at least; else it is a set */
 	uint32_t *order[CLOCKS]; /* page numbers in the order of the clock; the same array where there is one clock only */
 };
 
@@ -44,6 +44,20 @@ int merge_take_vote(const struct merge *merge, struct merge_vote *ret);
 /* WEIGHTED_MEAN: the mean over the inputs instead of their median, which lets a new run move what many old ones said. */
 int merge_find_places(const struct merge *merge, int clock, bool weighted_mean, struct merge_places *ret);
 void merge_places_clear(struct merge_places *places);
+
+/* What becomes of a page. */
+enum merge_fate { MERGE_BY_SEEN, MERGE_PLACED, MERGE_TAIL, MERGE_DROPPED };
+
+/* What merge_refresh wants to be otherwise, by page. */
+struct refresh {
+	const uint8_t *fate;  /* enum merge_fate */
+	const uint32_t *seen; /* instead of the sum over the inputs */
+};
+
+/* Whether the lists may be merged at all. -EINVAL or -ENOMEM with ERR. */
+int merge_check(const struct hotlist *const *lists, const char *const *names, size_t count, struct error *err);
+/* What is left to do once MERGE is open; REFRESH may be NULL. -ENOMEM. */
+int merge_opened(const struct merge *merge, const struct refresh *refresh, struct merge_result *ret);
 
 static inline uint64_t merge_time(const struct hot_touch *touch, int clock)
 {

@@ -120,7 +120,7 @@ static double mean_independence(const struct merge *merge)
 		if (input->runs == 1) {
 			weight += 1;
 			sum += corrected;
-		} else if (origin->clock == HOT_CLOCK_CORRECTED && corrected - raw < MERGE_TIE) {
+		} else if (origin->clock == HOT_CLOCK_CORRECTED && corrected <= raw) {
 			/* Only its own runs' evidence can have decided so. */
 			weight += input->runs;
 			sum += input->runs;
@@ -145,20 +145,36 @@ static bool any_timed(const struct merge *merge)
 	return false;
 }
 
+/* The clock that the runs agree under, UNKNOWN where it makes no difference that counts. */
+static enum hot_clock agreed_clock(const struct merge_vote *vote)
+{
+	double raw = 1 - vote->agreement_raw + MERGE_NOISE, corrected = 1 - vote->agreement_corrected + MERGE_NOISE;
+
+	if (vote->pairs && raw >= MERGE_CLEAR * corrected)
+		return HOT_CLOCK_CORRECTED;
+	if (vote->pairs && corrected >= MERGE_CLEAR * raw)
+		return HOT_CLOCK_RAW;
+	if (!vote->pairs || fabs(raw - corrected) < MERGE_CLOSE)
+		return HOT_CLOCK_UNKNOWN;
+	return raw > corrected ? HOT_CLOCK_CORRECTED : HOT_CLOCK_RAW;
+}
+
 static void decide(const struct merge *merge, struct merge_vote *vote)
 {
-	double difference = vote->agreement_corrected - vote->agreement_raw;
-	enum hot_clock agreed = difference > 0 ? HOT_CLOCK_CORRECTED : HOT_CLOCK_RAW;
-	enum hot_clock shown = vote->independence >= MERGE_INDEPENDENT_FROM ? HOT_CLOCK_CORRECTED : HOT_CLOCK_RAW;
-	bool close = !vote->pairs || fabs(difference) < MERGE_CLOSE, tie = !vote->pairs || fabs(difference) < MERGE_TIE;
+	enum hot_clock agreed = agreed_clock(vote);
+	enum hot_clock shown = vote->independence < 0			      ? HOT_CLOCK_UNKNOWN
+			       : vote->independence >= MERGE_INDEPENDENT_FROM ? HOT_CLOCK_CORRECTED
+									      : HOT_CLOCK_RAW;
+	bool close = fabs(vote->agreement_raw - vote->agreement_corrected) < MERGE_CLOSE;
+	bool sure = vote->independence < MERGE_SURELY_WAITING || vote->independence >= MERGE_SURELY_INDEPENDENT;
 
 	if (one_clock(merge)) {
 		vote->clock = any_timed(merge) ? HOT_CLOCK_RAW : HOT_CLOCK_UNKNOWN;
 		vote->reason = MERGE_ONE_CLOCK;
-	} else if (close && vote->independence >= 0 && (tie || shown != agreed)) {
+	} else if (shown && shown != agreed && (!agreed || (close && sure))) {
 		vote->clock = shown;
 		vote->reason = MERGE_EVIDENCE;
-	} else if (!tie) {
+	} else if (agreed) {
 		vote->clock = agreed;
 		vote->reason = MERGE_AGREEMENT;
 	} else {

@@ -8,9 +8,9 @@
 #include "hotlist/format.h"
 
 /* NULL: out of memory. */
-static struct hotlist *sorted_copy(const struct hotlist *list)
+static struct hotlist *sorted_copy(const struct hotlist *list, bool touches)
 {
-	_cleanup_hotlist_ struct hotlist *copy = hotlist_copy_pages(list);
+	_cleanup_hotlist_ struct hotlist *copy = touches ? hotlist_copy(list) : hotlist_copy_pages(list);
 
 	if (!copy || hotlist_sort(copy) < 0)
 		return NULL;
@@ -40,7 +40,7 @@ int hotlist_summarize(const struct hotlist *list, uint64_t page_size, struct hot
 	struct hotlist_summary summary = { .sorted = hotlist_is_sorted(list) };
 	size_t capacity = 0, run = 0;
 
-	_cleanup_hotlist_ struct hotlist *sorted = sorted_copy(list);
+	_cleanup_hotlist_ struct hotlist *sorted = sorted_copy(list, false);
 	if (!sorted)
 		return -ENOMEM;
 	summary.pages = sorted->count;
@@ -89,9 +89,12 @@ static int order(const struct hot_page *x, const struct hot_page *y)
 	return (x->offset > y->offset) - (x->offset < y->offset);
 }
 
-static int add_page(struct hotlist *list, const struct hot_page *page)
+static int add_page(struct hotlist *list, const struct hotlist *from, size_t i)
 {
-	return hotlist_add(list, page->region, page->offset);
+	const struct hot_page *page = &from->pages[i];
+
+	return from->touches ? hotlist_add_touch(list, page->region, page->offset, &from->touches[i])
+			     : hotlist_add(list, page->region, page->offset);
 }
 
 /* A and B are sorted and without duplicates. */
@@ -103,9 +106,9 @@ static int merge(const struct hotlist *a, const struct hotlist *b, struct hotlis
 	while (r == 0 && (i < a->count || j < b->count)) {
 		int way = i == a->count ? 1 : j == b->count ? -1 : order(&a->pages[i], &b->pages[j]);
 		if (way < 0) {
-			r = add_page(comparison->only_a, &a->pages[i++]);
+			r = add_page(comparison->only_a, a, i++);
 		} else if (way > 0) {
-			r = add_page(comparison->only_b, &b->pages[j++]);
+			r = add_page(comparison->only_b, b, j++);
 		} else {
 			comparison->both++;
 			i++;
@@ -118,7 +121,7 @@ static int merge(const struct hotlist *a, const struct hotlist *b, struct hotlis
 int hotlist_compare(const struct hotlist *a, const struct hotlist *b, struct hotlist_comparison *ret)
 {
 	struct hotlist_comparison comparison = { .only_a = hotlist_new(), .only_b = hotlist_new() };
-	_cleanup_hotlist_ struct hotlist *sorted_a = sorted_copy(a), *sorted_b = sorted_copy(b);
+	_cleanup_hotlist_ struct hotlist *sorted_a = sorted_copy(a, true), *sorted_b = sorted_copy(b, true);
 
 	if (!comparison.only_a || !comparison.only_b || !sorted_a || !sorted_b ||
 	    merge(sorted_a, sorted_b, &comparison) < 0) {

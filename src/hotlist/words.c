@@ -36,24 +36,26 @@ static unsigned parse(const char *const *words, size_t count, const char *text, 
 	return 0;
 }
 
-const char *hot_kind_name(unsigned kind)
+const char *hot_kind_word(unsigned kind)
 {
 	return name(kinds, COUNT(kinds), kind);
 }
 
-const char *hot_window_end_name(unsigned end)
+const char *hot_window_end_word(unsigned end)
 {
 	return name(window_ends, COUNT(window_ends), end);
 }
 
-const char *hot_clock_name(unsigned clock)
+const char *hot_clock_word(unsigned clock)
 {
 	return name(clocks, COUNT(clocks), clock);
 }
 
 bool hot_kind_parse(const char *text, size_t length, uint8_t *ret)
 {
-	unsigned n = parse(kinds, COUNT(kinds), text, length);
+	static const char letters[] = "?rwx";
+	const char *letter = length == 1 && *text ? strchr(letters + 1, *text) : NULL;
+	unsigned n = letter ? (unsigned)(letter - letters) : parse(kinds, COUNT(kinds), text, length);
 
 	return n && (*ret = (uint8_t)n, true);
 }

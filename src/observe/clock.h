@@ -30,13 +30,13 @@ void clocks_clear(struct clocks *clocks);
  * touches then; vCPUs that know nothing of each other touch on as they always do.
  *
  * EXPECTED is how many touches they would have made during others' stalls at the rate that they have at other times, RATIO how many they made of
- * that: 0 they wait for each other, so touches happened in the guest's order (raw time is right), 1 they don't (corrected time is). Fewer than
- * INDEPENDENCE_EXPECTED_MIN say nothing.
+ * that: 0 they wait for each other, so touches happened in the guest's order (raw time is right), 1 they don't (corrected time is). It says the more the
+ * larger EXPECTED is.
  */
 struct independence {
 	double ratio, expected;
+	unsigned vcpus; /* that touched anything */
 };
-#define INDEPENDENCE_EXPECTED_MIN 32.0
 
 /* Touches after UNTIL_NS are left out. 0 or -ENOMEM. O(n log n). */
 int independence_measure(const struct recording *recording, uint64_t until_ns, struct independence *ret);

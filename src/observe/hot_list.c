@@ -5,6 +5,14 @@
 
 #include "hotlist/merge.h"
 
+/*
+ * Before it has shown anything, a run's independence is taken for PRIOR, as if so many touches had been expected. That is on the side of the corrected
+ * time: a run without a long stall shows nothing, and where all stalls are short, raw time is further off where it is wrong (rank correlation with the
+ * truth 0.96 to 0.99) than corrected time where that is (0.99 to 1.00).
+ */
+#define PRIOR	      0.45
+#define PRIOR_TOUCHES 8
+
 struct entry {
 	uint64_t time_ns, raw_ns;
 	uint32_t index;
@@ -65,14 +73,16 @@ static int fill(struct hotlist *list, const struct recording *recording, const s
 	return r;
 }
 
-/* The clock that the run speaks for, in the form in which a merge looks for it; without evidence raw. */
+/* How sure a run can be, in the form in which a merge looks for it, and the clock that it speaks for. */
 static void judge(const struct independence *independence, struct hotlist_origin *origin)
 {
+	double ratio = (independence->ratio * independence->expected + PRIOR * PRIOR_TOUCHES) /
+		       (independence->expected + PRIOR_TOUCHES);
+
 	origin->clock = HOT_CLOCK_RAW;
 	origin->agreement_raw = origin->agreement_corrected = 0;
-	if (independence->expected < INDEPENDENCE_EXPECTED_MIN)
+	if (independence->vcpus < 2)
 		return;
-	double ratio = independence->ratio;
 	if (ratio >= MERGE_INDEPENDENT_FROM)
 		origin->clock = HOT_CLOCK_CORRECTED;
 	origin->agreement_raw = 1000000 + (uint32_t)((1 - ratio) * 1e6);

@@ -5,14 +5,14 @@
 #include "observe/clock.h"
 
 /*
- * A vCPU that waits by spinning gets that far after the other one's stall began: to where it needs what the other was to do. Shorter stalls
- * (pages from memory) say nothing; neither clock is far from the other then.
+ * A vCPU that waits by spinning gets that far after the other one's stall began, or after its own ended: to where it needs what the other was to do.
+ * Shorter stalls (pages from memory) say nothing; neither clock is far from the other then.
  */
 #define HEAD_START_NS 100000u
 /* A vCPU with fewer touches at other times has no rate. */
 #define RATE_TOUCHES_MIN 8
 
-enum point_kind { STALL_END, AWAKE, STALL_LONG, TOUCH, ASLEEP };
+enum point_kind { STALL_END, AWAKE, STALL_LONG, FREE_AFTER_STALL, FREE_AFTER_SLEEP, TOUCH, ASLEEP };
 
 struct point {
 	uint64_t at;
@@ -20,14 +20,17 @@ struct point {
 	uint32_t kind;
 };
 
-/* Of one vCPU between its first touch and its last: time in which it could have touched, and touches, while ... */
+enum vcpu_state { WAITS, STARTS, FREE }; /* STARTS: it runs, and still has its head start */
+
+/* One vCPU between its first touch and its last: time in which it was free to touch, and touches, while ... */
 struct vcpu {
 	uint64_t free_ns[2]; /* [0]: no other was in a long stall, [1]: one was */
 	uint64_t touches[2];
-	uint64_t since[2]; /* the time of that kind until it began to run */
+	uint64_t since[2]; /* the time of that kind until it was free */
 	uint64_t first, last;
-	uint32_t pending;
-	bool running, stalled;
+	enum vcpu_state state;
+	bool stalled;
+	uint32_t pending; /* the touch or sleep that it is in, or was last */
 };
 
 struct measurement {
@@ -68,6 +71,12 @@ static bool is_long(const struct touch *touch)
 	return waits(touch) && touch->run_ns - touch->touch_ns > HEAD_START_NS;
 }
 
+/* A head start later. */
+static uint64_t later(uint64_t ns)
+{
+	return ns < UINT64_MAX - HEAD_START_NS ? ns + HEAD_START_NS : UINT64_MAX;
+}
+
 static bool counts(const struct measurement *m, const struct touch *touch)
 {
 	return touch->vcpu != VCPU_UNKNOWN && touch->touch_ns <= m->until_ns;
@@ -84,15 +93,17 @@ static void add_touch(struct measurement *m, size_t index)
 	add_point(m, touch->touch_ns, TOUCH, index);
 	if (is_long(touch))
 		add_point(m, touch->touch_ns + HEAD_START_NS, STALL_LONG, index);
-	if (waits(touch))
+	if (waits(touch)) {
 		add_point(m, touch->run_ns, STALL_END, index);
+		add_point(m, later(touch->run_ns), FREE_AFTER_STALL, index);
+	}
 }
 
 static int collect_points(struct measurement *m)
 {
 	const struct recording *recording = m->recording;
 
-	m->points = calloc(3 * recording->touch_count + 2 * recording->sleep_count + 1, sizeof *m->points);
+	m->points = calloc(4 * recording->touch_count + 3 * recording->sleep_count + 1, sizeof *m->points);
 	if (!m->points)
 		return -ENOMEM;
 	for (size_t i = 0; i < recording->touch_count; i++)
@@ -104,6 +115,7 @@ static int collect_points(struct measurement *m)
 			continue;
 		add_point(m, sleep->sleep_ns, ASLEEP, i);
 		add_point(m, sleep->run_ns, AWAKE, i);
+		add_point(m, later(sleep->run_ns), FREE_AFTER_SLEEP, i);
 	}
 	qsort(m->points, m->point_count, sizeof *m->points, compare_points);
 
@@ -124,46 +136,52 @@ static int collect_points(struct measurement *m)
 	return 0;
 }
 
-static void start_running(struct measurement *m, struct vcpu *vcpu)
+static void become_free(struct measurement *m, struct vcpu *vcpu)
 {
-	vcpu->running = true;
+	vcpu->state = FREE;
 	vcpu->since[0] = m->time[0];
 	vcpu->since[1] = m->time[1];
 }
 
-static void stop_running(struct measurement *m, struct vcpu *vcpu)
+static void stop(struct measurement *m, struct vcpu *vcpu)
 {
-	if (!vcpu->running)
-		return;
-	vcpu->running = false;
-	vcpu->free_ns[0] += m->time[0] - vcpu->since[0];
-	vcpu->free_ns[1] += m->time[1] - vcpu->since[1];
+	if (vcpu->state == FREE) {
+		vcpu->free_ns[0] += m->time[0] - vcpu->since[0];
+		vcpu->free_ns[1] += m->time[1] - vcpu->since[1];
+	}
+	vcpu->state = WAITS;
 }
 
 static void take_touch(struct measurement *m, struct vcpu *vcpu, uint32_t index)
 {
 	const struct touch *touch = &m->recording->touches[index];
 
-	/* The first touch is where its time begins, and does not count. */
-	if (touch->touch_ns > vcpu->first)
+	if (vcpu->state == FREE)
 		vcpu->touches[m->long_stalls > 0]++;
-	if (!vcpu->running && !vcpu->stalled)
-		start_running(m, vcpu);
 	if (waits(touch)) {
-		stop_running(m, vcpu);
+		stop(m, vcpu);
 		vcpu->stalled = true;
 		vcpu->pending = index;
 	}
 	if (touch->touch_ns >= vcpu->last)
-		stop_running(m, vcpu);
+		stop(m, vcpu);
+}
+
+/* It runs again, after the touch or sleep INDEX. */
+static void start(struct measurement *m, struct vcpu *vcpu, uint32_t index)
+{
+	if (vcpu->state != WAITS || vcpu->stalled || m->now < vcpu->first || m->now >= vcpu->last)
+		return;
+	vcpu->state = STARTS;
+	vcpu->pending = index;
 }
 
 static void take_point(struct measurement *m, const struct point *point)
 {
 	const struct recording *recording = m->recording;
-	bool of_touch = point->kind == TOUCH || point->kind == STALL_LONG || point->kind == STALL_END;
+	bool of_sleep = point->kind == AWAKE || point->kind == ASLEEP || point->kind == FREE_AFTER_SLEEP;
 	struct vcpu *vcpu =
-		&m->vcpus[of_touch ? recording->touches[point->index].vcpu : recording->sleeps[point->index].vcpu];
+		&m->vcpus[of_sleep ? recording->sleeps[point->index].vcpu : recording->touches[point->index].vcpu];
 
 	m->time[m->long_stalls > 0] += point->at - m->now;
 	m->now = point->at;
@@ -179,15 +197,18 @@ static void take_point(struct measurement *m, const struct point *point)
 		if (!vcpu->stalled || vcpu->pending != point->index)
 			break;
 		vcpu->stalled = false;
-		if (m->now < vcpu->last)
-			start_running(m, vcpu);
+		start(m, vcpu, point->index);
 		break;
 	case ASLEEP:
-		stop_running(m, vcpu);
+		stop(m, vcpu);
 		break;
 	case AWAKE:
-		if (!vcpu->stalled && !vcpu->running && m->now > vcpu->first && m->now < vcpu->last)
-			start_running(m, vcpu);
+		start(m, vcpu, point->index);
+		break;
+	case FREE_AFTER_STALL:
+	case FREE_AFTER_SLEEP:
+		if (vcpu->state == STARTS && vcpu->pending == point->index)
+			become_free(m, vcpu);
 		break;
 	}
 }
@@ -200,6 +221,7 @@ static struct independence sum_up(const struct measurement *m)
 	for (size_t v = 0; v < m->vcpu_count; v++) {
 		const struct vcpu *vcpu = &m->vcpus[v];
 
+		sum.vcpus += vcpu->first != UINT64_MAX;
 		if (vcpu->touches[0] < RATE_TOUCHES_MIN || !vcpu->free_ns[0])
 			continue;
 		sum.expected += (double)vcpu->touches[0] / (double)vcpu->free_ns[0] * (double)vcpu->free_ns[1];

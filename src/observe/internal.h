@@ -19,16 +19,17 @@ struct observe {
 	struct programs *programs;
 	struct pins pins;
 	char lacks[600];
+	char kept_privileges[80];
 	struct stamp_ring **stamps; /* one a pager */
 	unsigned stamp_count;
 	struct observer observer;
 
-	pthread_t reader;
-	bool reader_runs;
-	int stop_fd; /* eventfd */
+	int stop_fd; /* eventfd: the reader ends */
 	_Atomic bool stopping;
 
 	pthread_mutex_t attach_lock; /* what one thread at a time may ask of the programs; before LOCK */
+	pthread_t reader;	     /* started with the first fork */
+	bool reader_runs;
 	uint32_t last_slot;
 
 	pthread_mutex_t lock; /* what follows */
@@ -42,6 +43,9 @@ struct observe {
 struct watched *observe_find(struct observe *observe, uint64_t slot);
 /* Takes what the ring and the pagers hold by now. Events taken, or a negative errno. */
 int observe_drain(struct observe *observe);
+
+/* With the attach_lock held. */
+int observe_start_reader(struct observe *observe);
 
 /* observer.c */
 void observer_fill(struct observe *observe);

@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "event.h"
+#include "bpf/event.h"
 #include "serve/observer.h"
 
 /* A fault whose stamp has not come by then never gets one: it was dropped, or the server did not serve it. */

@@ -14,7 +14,8 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "observe/internal.h"
-#include "observe_bpf.skel.h"
+#include "observe/privileges.h"
+#include <observe_bpf.skel.h>
 
 /* While events come, the ring is looked at so often, instead of being woken for each. */
 #define READ_EVERY_MS 10
@@ -127,6 +128,15 @@ static void *read_events(void *data)
 	return NULL;
 }
 
+int observe_start_reader(struct observe *observe)
+{
+	if (observe->reader_runs)
+		return 0;
+	int r = pthread_create(&observe->reader, NULL, read_events, observe);
+	observe->reader_runs = r == 0;
+	return -r;
+}
+
 /* ---- beginning ---- */
 
 static size_t ring_size(size_t bytes)
@@ -205,8 +215,6 @@ static int choose_tier(struct observe *observe, const struct observe_config *con
 
 static int start(struct observe *observe, const struct observe_config *config, struct error *err)
 {
-	struct error why = { 0 };
-
 	int r = choose_tier(observe, config, err);
 	if (r < 0)
 		return r;
@@ -224,14 +232,13 @@ static int start(struct observe *observe, const struct observe_config *config, s
 		ring_buffer__new(bpf_map__fd(observe->programs->skeleton->maps.events), take_event, observe, NULL);
 	if (!observe->ring)
 		return error_set(err, -errno, "no_tier", "can't map the ring of events: %m");
-	if (config->run_dir &&
-	    pins_make(observe->programs, config->run_dir, observe->tier->name, &observe->pins, &why) < 0)
-		lack(observe, "pins for bpftool", why.message);
 	observer_fill(observe);
-	r = pthread_create(&observe->reader, NULL, read_events, observe);
-	if (r)
-		return error_set(err, -r, "no_memory", "can't start the reader's thread: %s", strerror(r));
-	observe->reader_runs = true;
+	/* Before there is another thread: each has capabilities of its own. */
+	if (config->drop_privileges) {
+		r = privileges_drop(observe->programs, observe->kept_privileges, sizeof observe->kept_privileges);
+		if (r < 0)
+			return error_set(err, r, "no_privileges", "can't give up capabilities: %s", strerror(-r));
+	}
 	return 0;
 }
 
@@ -289,6 +296,16 @@ void observe_free(struct observe *observe)
 	free(observe);
 }
 
+int observe_pin(struct observe *observe, const char *run_dir, struct error *err)
+{
+	return pins_make(observe->programs, run_dir, observe->tier->name, &observe->pins, err);
+}
+
+struct programs *observe_programs(struct observe *observe)
+{
+	return observe->programs;
+}
+
 const char *observe_tier(const struct observe *observe)
 {
 	return observe->tier->name;
@@ -297,6 +314,11 @@ const char *observe_tier(const struct observe *observe)
 const char *observe_lacks(const struct observe *observe)
 {
 	return observe->lacks[0] ? observe->lacks : NULL;
+}
+
+const char *observe_kept_privileges(const struct observe *observe)
+{
+	return observe->kept_privileges[0] ? observe->kept_privileges : NULL;
 }
 
 const char *observe_pin_dir(const struct observe *observe)

@@ -65,6 +65,9 @@ static int connect_fork(struct observe *observe, struct watched *watched)
 
 static int begin(struct observe *observe, struct watched *watched, uint64_t *ret)
 {
+	int r = observe_start_reader(observe);
+	if (r < 0)
+		return r;
 	watched->slot = ++observe->last_slot;
 	/* Known to the reader before the first event can come. */
 	pthread_mutex_lock(&observe->lock);
@@ -73,7 +76,7 @@ static int begin(struct observe *observe, struct watched *watched, uint64_t *ret
 	*bucket = watched;
 	pthread_mutex_unlock(&observe->lock);
 
-	int r = connect_fork(observe, watched);
+	r = connect_fork(observe, watched);
 	if (r == 0) {
 		*ret = watched->slot;
 		return 0;
@@ -173,6 +176,17 @@ static void set_ready(void *data, observed_fork fork)
 		return;
 	if (!watched->ready_ns)
 		watched->ready_ns = now_ns();
+	pthread_mutex_unlock(&observe->lock);
+}
+
+void observe_set_window(struct observe *observe, uint64_t fork, uint64_t timeout_ns, uint64_t settle_ns)
+{
+	struct watched *watched = find_locked(observe, fork);
+
+	if (!watched)
+		return;
+	watched->window_timeout_ns = timeout_ns;
+	watched->window_settle_ns = settle_ns;
 	pthread_mutex_unlock(&observe->lock);
 }
 
@@ -290,6 +304,8 @@ static int hot_list(void *data, observed_fork fork, struct hotlist **ret, struct
 		uint64_t end = watched->attached ? now_ns() : watched->detached_ns;
 		rules = (struct window_rules){
 			.ready_ns = watched->ready_ns ? watched->ready_ns - watched->connected_ns : 0,
+			.timeout_ns = watched->window_timeout_ns,
+			.settle_ns = watched->window_settle_ns,
 			.now_ns = end - watched->connected_ns,
 			.gone = !watched->attached,
 		};

@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
-#include "observe_bpf.skel.h"
+#include <observe_bpf.skel.h>
 
 #define BPFFS	   "/sys/fs/bpf"
 #define PIN_BASE   BPFFS "/faultline"
@@ -41,10 +41,9 @@ static uint64_t process_start(uint32_t pid)
 	return at ? strtoull(at, NULL, 10) : 0;
 }
 
-/* Whether what is pinned in DIR is of a server that has ended, or an earlier one of RUN_DIR; -ENOENT: it isn't a server's at all. */
-static int is_stale(const char *dir, const char *run_dir)
+/* Whose pins lie in DIR; -ENOENT: no server's. */
+static int read_info(const char *dir, struct server_info *ret)
 {
-	struct server_info info;
 	char path[200];
 	uint32_t zero = 0;
 
@@ -55,11 +54,27 @@ static int is_stale(const char *dir, const char *run_dir)
 
 	struct bpf_map_info map = { 0 };
 	uint32_t length = sizeof map;
-	if (bpf_obj_get_info_by_fd(fd, &map, &length) < 0 || map.value_size != sizeof info ||
-	    bpf_map_lookup_elem(fd, &zero, &info) < 0)
+	if (bpf_obj_get_info_by_fd(fd, &map, &length) < 0 || map.value_size != sizeof *ret ||
+	    bpf_map_lookup_elem(fd, &zero, ret) < 0)
 		return -ENOENT;
-	info.run_dir[sizeof info.run_dir - 1] = 0;
-	return !strcmp(info.run_dir, run_dir) || process_start(info.pid) != info.started_ticks;
+	ret->run_dir[sizeof ret->run_dir - 1] = 0;
+	return 0;
+}
+
+/* Whether they are of a server that has ended, or an earlier one of RUN_DIR. */
+static int is_stale(const char *dir, const char *run_dir)
+{
+	struct server_info info;
+	int r = read_info(dir, &info);
+
+	return r < 0 ? r : !strcmp(info.run_dir, run_dir) || process_start(info.pid) != info.started_ticks;
+}
+
+static bool is_own(const char *dir)
+{
+	struct server_info info;
+
+	return read_info(dir, &info) == 0 && info.pid == (uint32_t)getpid();
 }
 
 /* Only pins can lie in such a directory, and those of a dead server keep nothing running. */
@@ -178,7 +193,9 @@ void pins_remove(struct pins *pins)
 {
 	if (!pins->dir[0])
 		return;
-	remove_dir(pins->dir);
+	/* Another server of the same run directory may have taken the place since its lock was given up. */
+	if (is_own(pins->dir))
+		remove_dir(pins->dir);
 	rmdir(PIN_BASE); /* the last one turns out the light */
 	pins->dir[0] = 0;
 }

@@ -47,11 +47,19 @@ static bool has(cap_t capabilities, cap_value_t value, cap_flag_t set)
 void privileges_lacking(char *buffer, size_t size)
 {
 	_cleanup_capabilities_ cap_t mine = cap_get_proc();
-	bool admin = has(mine, CAP_SYS_ADMIN, CAP_EFFECTIVE);
-	bool bpf = admin || has(mine, CAP_BPF, CAP_EFFECTIVE), perfmon = admin || has(mine, CAP_PERFMON, CAP_EFFECTIVE);
+	bool bpf = has(mine, CAP_BPF, CAP_EFFECTIVE), perfmon = has(mine, CAP_PERFMON, CAP_EFFECTIVE);
 
-	snprintf(buffer, size, "%s%s%s", bpf ? "" : "CAP_BPF", bpf || perfmon ? "" : " and ",
-		 perfmon ? "" : "CAP_PERFMON");
+	if (size)
+		buffer[0] = '\0';
+	if (has(mine, CAP_SYS_ADMIN, CAP_EFFECTIVE))
+		return;
+	if (bpf && perfmon)
+		snprintf(buffer, size, "CAP_SYS_ADMIN is missing, which this libbpf needs to look for types in modules");
+	else
+		snprintf(buffer, size, "%s missing",
+			 !bpf && !perfmon ? "CAP_BPF and CAP_PERFMON are"
+			 : bpf		  ? "CAP_PERFMON is"
+					  : "CAP_BPF is");
 }
 
 /* All that comes after the start: finding a fork's memory, telling the programs of it, and forgetting it. */

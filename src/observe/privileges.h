@@ -8,7 +8,12 @@
 
 struct programs;
 
-/* Which of CAP_BPF and CAP_PERFMON are not in effect, and not covered by CAP_SYS_ADMIN: "CAP_BPF and CAP_PERFMON"; "": none is missing. */
+#define PRIVILEGES_TEXT_SIZE 120
+
+/*
+ * Which capabilities for loading and attaching programs are not in effect, as a reason: "CAP_BPF and CAP_PERFMON are missing"; "": all are there.
+ * CAP_SYS_ADMIN stands for both; some libraries and kernels want it for types of modules besides, so that without it nothing is sure.
+ */
 void privileges_lacking(char *buffer, size_t size);
 
 /*

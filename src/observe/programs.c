@@ -14,7 +14,8 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "observe_bpf.skel.h"
+#include "observe/privileges.h"
+#include <observe_bpf.skel.h>
 
 /* The layout of the BPF side's struct range_key and struct thread (bpf/maps.bpf.h). */
 struct range_key {
@@ -45,10 +46,13 @@ static bool wanted(const struct programs_config *config, const char *name)
 static int refused(struct error *err, int error, const char *step, const char *name)
 {
 	const char *why = strerror(-error);
+	char lacking[PRIVILEGES_TEXT_SIZE];
 
-	if (error == -EPERM || error == -EACCES)
-		why = geteuid() == 0 ? "the kernel refuses it (EPERM)"
-				     : "not permitted: CAP_BPF and CAP_PERFMON are needed";
+	privileges_lacking(lacking, sizeof lacking);
+	if (lacking[0])
+		why = lacking;
+	else if (error == -EPERM || error == -EACCES)
+		why = "the kernel refuses it (EPERM)";
 	else if (error == -ENOENT || error == -ESRCH)
 		why = "this kernel doesn't have what it attaches to, or a symbol that it reads";
 	else if (error == -EINVAL || error == -EOPNOTSUPP || error == -ENOTSUP)

@@ -7,7 +7,7 @@
 #include <sys/types.h>
 
 #include "base/error.h"
-#include "event.h"
+#include "bpf/event.h"
 
 struct observe_bpf; /* the skeleton */
 

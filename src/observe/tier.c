@@ -44,15 +44,18 @@ const struct tier *tier_find(const char *name)
 	return NULL;
 }
 
-static void try_program(const char *name, struct tier_trial *ret)
+static void try_programs(const char *const *names, bool waits_by_switch, struct tier_trial *ret)
 {
-	const char *const only[] = { name, NULL };
+	struct programs_config config = {
+		.names = names,
+		.ring_bytes = (size_t)sysconf(_SC_PAGESIZE),
+		.waits_by_switch = waits_by_switch,
+	};
 	struct programs *programs;
 	struct error err = { 0 };
 
-	*ret = (struct tier_trial){ .program = name };
-	int r = programs_load(&(struct programs_config){ .names = only, .ring_bytes = (size_t)sysconf(_SC_PAGESIZE) },
-			      &programs, &err);
+	*ret = (struct tier_trial){ .program = names[0] };
+	int r = programs_load(&config, &programs, &err);
 	ret->works = r == 0;
 	ret->error = r;
 	if (r < 0)
@@ -61,11 +64,30 @@ static void try_program(const char *name, struct tier_trial *ret)
 		programs_free(programs);
 }
 
+static void try_program(const char *name, struct tier_trial *ret)
+{
+	const char *const only[] = { name, NULL };
+
+	try_programs(only, false, ret);
+}
+
 void tier_try(const struct tier *tier, struct tier_trial *ret)
 {
-	*ret = (struct tier_trial){ .works = true };
-	for (size_t i = 0; tier->programs[i] && ret->works; i++)
-		try_program(tier->programs[i], ret);
+	struct tier_trial together, alone;
+
+	/* All at once, as the server does it: to end each by itself has the kernel wait for half a second. */
+	try_programs(tier->programs, tier->waits_by_switch, &together);
+	*ret = together;
+	if (together.works)
+		return;
+	/* Which one is it? */
+	for (size_t i = 0; tier->programs[i]; i++) {
+		try_program(tier->programs[i], &alone);
+		if (!alone.works) {
+			*ret = alone;
+			return;
+		}
+	}
 }
 
 void tier_extra_try(const struct tier_extra *extra, struct tier_trial *ret)

@@ -1,4 +1,4 @@
-/* The tiers of observation as a table, and trying them: each program is loaded and attached, by itself, before a tier counts. */
+/* The tiers of observation as a table, and trying them: its programs are loaded and attached before a tier counts. */
 #pragma once
 
 #include <stdbool.h>

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "base/histogram.h"
-#include "event.h"
+#include "bpf/event.h"
 #include "observe/recording.h"
 #include "serve/observer.h"
 
@@ -43,6 +43,7 @@ struct watched {
 	bool attached; /* the kernel's programs know it */
 	bool record;
 	uint64_t connected_ns, ready_ns, detached_ns;
+	uint64_t window_timeout_ns, window_settle_ns; /* 0: the usual ones */
 
 	struct observer_region *regions; /* by address */
 	size_t region_count;

@@ -12,7 +12,8 @@ int plan_check(const struct hotlist *list, const struct region *regions, size_t 
 		return error_set(err, -ENOMEM, "io_error", "out of memory");
 	for (size_t i = 0; i < count; i++)
 		sizes[i] = (struct hotlist_region){ .size = regions[i].size, .page_size = regions[i].page_size };
-	return hotlist_check(list, sizes, count, err);
+	int r = hotlist_check_layout(list, sizes, count, err);
+	return r < 0 ? r : hotlist_check(list, sizes, count, err);
 }
 
 /* Appends a page: to the last run where it follows that in the same region. */

@@ -24,10 +24,10 @@ struct plan {
 	uint64_t pages;
 };
 
-/* Whether LIST fits REGIONS, before anything is done with it: codes "bad_region" and "bad_offset". */
+/* Whether LIST fits REGIONS, before anything is done with it: codes "bad_region", "bad_offset" and "bad_hot_list". */
 int plan_check(const struct hotlist *list, const struct region *regions, size_t region_count, struct error *err);
 
-/* Checks the whole list first: codes "bad_region" and "bad_offset". LIST is sorted on the way. */
+/* Checks the whole list first: codes "bad_region", "bad_offset", and "bad_hot_list" (recorded on other regions). LIST is sorted on the way. */
 int plan_new(struct hotlist *list, const struct region *regions, size_t region_count, struct plan **ret,
 	     struct error *err);
 void plan_free(struct plan *plan);

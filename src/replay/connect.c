@@ -27,7 +27,8 @@ static int failed(const struct faultline_error *error, struct error *err)
 			 error->what, error->remedy[0] ? ": " : "", error->remedy);
 }
 
-int connect_memory(const char *socket, bool answers, void *const *mappings, unsigned count, uint64_t size, int *ret_connection, struct error *err)
+int connect_memory(const char *socket, bool answers, void *const *mappings, unsigned count, uint64_t size,
+		   int *ret_connection, struct error *err)
 {
 	struct faultline_client *client;
 	struct faultline_error error;

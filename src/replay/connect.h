@@ -11,4 +11,5 @@
  * has taken the memory; else nobody does. *RET_CONNECTION is for poll with POLLRDHUP and nothing else: the server has hung up. All of it lasts
  * until the process ends, since a guest whose userfaultfd is closed before would read zeros.
  */
-int connect_memory(const char *socket, bool answers, void *const *mappings, unsigned count, uint64_t size, int *ret_connection, struct error *err);
+int connect_memory(const char *socket, bool answers, void *const *mappings, unsigned count, uint64_t size,
+		   int *ret_connection, struct error *err);

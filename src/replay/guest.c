@@ -215,6 +215,10 @@ int replay_run(struct replay_guest *guest, struct replay_result *ret, struct err
 {
 	int r = lead(guest, SAY_RUN, err);
 
+	if (r >= 0 && guest->config->on_ran)
+		r = guest->config->on_ran(guest->config->data, err);
+	if (r >= 0)
+		r = lead(guest, SAY_CHECK, err);
 	if (r < 0)
 		return r;
 	*ret = guest->shared->result;

@@ -14,15 +14,19 @@
 #include "replay/trace.h"
 
 enum replay_memory {
-	REPLAY_SERVED,	/* by the server that listens on a socket */
-	REPLAY_SHARED,	/* the same, but a memfd that is mapped twice: prefetched through one mapping, touched through the other */
+	REPLAY_SERVED, /* by the server that listens on a socket */
+	/*
+	 * The same, but a memfd that is mapped twice: prefetched through one mapping, touched through the other, so that pages that are there
+	 * have yet to be mapped. All touches are faults for writing, as those for reading would map others around.
+	 */
+	REPLAY_SHARED,
 	REPLAY_PLAIN,	/* mmap(MAP_PRIVATE) of the image */
 	REPLAY_PRESENT, /* every page is there before: the floor */
 };
 
 enum replay_vcpus {
-	REPLAY_WAITING,	    /* a thread each; no touch before those that came REPLAY_SLACK_NS earlier have ended */
-	REPLAY_HALTING,	    /* the same, but who has to wait for another sleeps until that one wakes it, as a halted vCPU does */
+	REPLAY_WAITING, /* a thread each; no touch before those that came REPLAY_SLACK_NS earlier have ended */
+	REPLAY_HALTING, /* the same, but who has to wait for another sleeps until that one wakes it, as a halted vCPU does */
 	REPLAY_INDEPENDENT, /* a thread each, which knows nothing of the others */
 	REPLAY_ONE,	    /* one thread for all */
 };
@@ -31,7 +35,7 @@ enum replay_vcpus {
 enum replay_pace {
 	REPLAY_SPINS,	 /* runs, and its time is the wall's */
 	REPLAY_COMPUTES, /* runs, and its time is what it gets of a CPU; for REPLAY_INDEPENDENT and REPLAY_ONE */
-	REPLAY_IDLES,	 /* sleeps until a timer wakes it, where there is time enough for that; for REPLAY_INDEPENDENT */
+	REPLAY_IDLES, /* sleeps until a timer wakes it, where there is time enough for that; for REPLAY_INDEPENDENT */
 };
 
 /* Closer together, two vCPUs' touches have nothing to do with each other: an interrupt between vCPUs takes about as long. */
@@ -46,13 +50,16 @@ struct replay_config {
 	enum replay_memory memory;
 	enum replay_vcpus vcpus;
 	enum replay_pace pace;
-	size_t tail;		   /* so many pages that the trace does not have are touched when replay_linger is called */
+	size_t tail; /* so many pages that the trace does not have are touched when replay_linger is called */
 	const char *template_path; /* the image's file, for REPLAY_PLAIN */
 	const char *socket;	   /* for REPLAY_SERVED */
 	bool answers;		   /* the server there is one of faultline, which says whether it took the memory */
 	const int *cpus;	   /* vCPU thread i stands on cpus[i % cpu_count] */
 	size_t cpu_count;	   /* 0: wherever the scheduler puts them */
-	int interrupt_fd;	   /* once it is readable, waiting ends with -EINTR; -1: none */
+	/* Called in the process that waits, when the last touch has ended and no page has been compared yet; may be NULL. */
+	int (*on_ran)(void *data, struct error *err);
+	void *data;
+	int interrupt_fd; /* once it is readable, waiting ends with -EINTR; -1: none */
 };
 
 /* Of one vCPU, or of all. Times in nanoseconds. */

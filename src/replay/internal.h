@@ -102,4 +102,4 @@ int figures_make(const struct replay_config *config, const struct replay_shared 
 void guest_process(const struct replay_config *config, struct replay_shared *shared, int talk) __attribute__((noreturn));
 
 /* What the two say to each other. */
-enum { SAY_CONNECTED = 'c', SAY_RUN = 'r', SAY_DONE = 'd', SAY_LINGER = 'l', SAY_FAILED = 'f' };
+enum { SAY_CONNECTED = 'c', SAY_RUN = 'r', SAY_CHECK = 'k', SAY_DONE = 'd', SAY_LINGER = 'l', SAY_FAILED = 'f' };

@@ -205,12 +205,14 @@ static void remember_lag(struct vcpu *vcpu, uint64_t lag)
 }
 
 /* One access of the kind that the guest made. A write is one instruction that also says what was there: its fault is one for writing. */
-static uint64_t touch_page(char *base, const struct trace_touch *touch)
+static uint64_t touch_page(const struct replay_config *config, char *base, const struct trace_touch *touch)
 {
 	uint64_t *word = (uint64_t *)(base + touch->page * TRACE_PAGE) + touched_word(touch->page);
 
-	return touch->kind == 'w' ? __atomic_fetch_add(word, WRITE_MARK, __ATOMIC_RELAXED)
-				  : __atomic_load_n(word, __ATOMIC_RELAXED);
+	if (touch->kind == 'w')
+		return __atomic_fetch_add(word, WRITE_MARK, __ATOMIC_RELAXED);
+	return config->memory == REPLAY_SHARED ? __atomic_fetch_add(word, 0, __ATOMIC_RELAXED)
+					       : __atomic_load_n(word, __ATOMIC_RELAXED);
 }
 
 static void make_touches(struct vcpu *vcpu, uint64_t start_ns)
@@ -223,7 +225,7 @@ static void make_touches(struct vcpu *vcpu, uint64_t start_ns)
 
 		await_turn(vcpu, touch->at, start_ns);
 		uint64_t started = now_ns() - start_ns;
-		uint64_t value = touch_page(runner->base, touch);
+		uint64_t value = touch_page(runner->config, runner->base, touch);
 		uint64_t ended = now_ns() - start_ns;
 
 		records[i] = (struct touch_record){ started, ended, value };

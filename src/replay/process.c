@@ -184,6 +184,28 @@ static int conclude(const struct replay_config *config, struct replay_shared *sh
 	return figures_make(config, shared, &shared->result) < 0 ? out_of_memory("sort the times", err) : 0;
 }
 
+/* Does what it is told until it is killed, so that its fork stands as it was for whoever asks about it. */
+static void __attribute__((noreturn))
+obey(const struct replay_config *config, struct replay_shared *shared, const struct memory *memory, int talk)
+{
+	struct error err;
+	int r;
+
+	if (!hear(talk, SAY_CHECK))
+		_exit(1);
+	r = conclude(config, shared, memory, &err);
+	for (;;) {
+		if (r < 0)
+			give_up(shared, talk, &err);
+		say(talk, SAY_DONE);
+		if (!hear(talk, SAY_LINGER))
+			_exit(0);
+		r = check_tail(config, shared, memory);
+		if (r < 0)
+			out_of_memory("find the pages to touch", &err);
+	}
+}
+
 void guest_process(const struct replay_config *config, struct replay_shared *shared, int talk)
 {
 	struct runner runner = { .config = config, .shared = shared, .done_fd = -1 };
@@ -201,18 +223,8 @@ void guest_process(const struct replay_config *config, struct replay_shared *sha
 		runner_release(&runner);
 		r = watch(config, &runner, memory.connection, &err);
 	}
-	if (r >= 0)
-		r = conclude(config, shared, &memory, &err);
 	if (r < 0)
 		give_up(shared, talk, &err);
 	say(talk, SAY_DONE);
-	/* It lives until it is killed, so that its fork stands as it was for whoever asks about it. */
-	while (hear(talk, SAY_LINGER)) {
-		if (check_tail(config, shared, &memory) < 0) {
-			out_of_memory("find the pages to touch", &err);
-			give_up(shared, talk, &err);
-		}
-		say(talk, SAY_DONE);
-	}
-	_exit(0);
+	obey(config, shared, &memory, talk);
 }

@@ -55,8 +55,18 @@ static void fill_session_info(const struct fork *fork, struct fork_info *ret)
 	pthread_mutex_unlock(&s->lock);
 	if (s->observer) {
 		ret->observe_tier = s->observer->tier;
-		ret->observed = s->observer->figures(s->observer->data, s->observed, &ret->figures) == 0;
+		ret->session = session_ref(s);
 	}
+}
+
+void fork_info_observe(struct fork_info *info)
+{
+	struct session *s = TAKE_PTR(info->session);
+
+	if (!s)
+		return;
+	info->observed = s->observer->figures(s->observer->data, s->observed, &info->figures) == 0;
+	session_unref(s);
 }
 
 void fork_fill_info(const struct fork *fork, struct fork_info *ret)
@@ -98,21 +108,25 @@ void fork_info_clear(struct fork_info *info)
 	free(info->hot_list);
 	free(info->error);
 	free(info->regions);
+	session_unref(info->session);
 	*info = (struct fork_info){ 0 };
 }
 
 int server_fork_get(struct server *server, const char *id, struct fork_info *ret, struct error *err)
 {
-	LOCK_SCOPE(&server->lock);
+	pthread_mutex_lock(&server->lock);
 	const struct fork *fork = server_find_fork(server, id);
+	int r = fork ? 0 : fork_unknown(id, err);
 
-	if (!fork)
-		return fork_unknown(id, err);
-	fork_fill_info(fork, ret);
-	return 0;
+	if (fork)
+		fork_fill_info(fork, ret);
+	pthread_mutex_unlock(&server->lock);
+	if (r == 0)
+		fork_info_observe(ret);
+	return r;
 }
 
-int server_fork_list(struct server *server, struct fork_info **ret, size_t *ret_count, struct error *err)
+static int fill_all(struct server *server, struct fork_info **ret, size_t *ret_count, struct error *err)
 {
 	LOCK_SCOPE(&server->lock);
 	struct fork_info *infos = calloc(server->fork_count ?: 1, sizeof *infos);
@@ -125,4 +139,13 @@ int server_fork_list(struct server *server, struct fork_info **ret, size_t *ret_
 	*ret = infos;
 	*ret_count = n;
 	return 0;
+}
+
+int server_fork_list(struct server *server, struct fork_info **ret, size_t *ret_count, struct error *err)
+{
+	int r = fill_all(server, ret, ret_count, err);
+
+	for (size_t i = 0; r == 0 && i < *ret_count; i++)
+		fork_info_observe(&(*ret)[i]);
+	return r;
 }

@@ -47,8 +47,8 @@ int fork_reached(const struct fork *fork, enum fork_milestone milestone, struct 
 	}
 }
 
-int server_fork_wait(struct server *server, const char *id, enum fork_milestone milestone, uint64_t timeout_ns,
-		     struct fork_info *ret, struct error *err)
+static int wait_for(struct server *server, const char *id, enum fork_milestone milestone, uint64_t timeout_ns,
+		    struct fork_info *ret, struct error *err)
 {
 	static const char *const names[] = { "connected", "prefetched", "ready", "gone" };
 	uint64_t until = now_ns() + timeout_ns, serial = 0;
@@ -83,7 +83,17 @@ int server_fork_wait(struct server *server, const char *id, enum fork_milestone 
 	}
 }
 
-int server_fork_ready(struct server *server, const char *id, struct fork_info *ret, struct error *err)
+int server_fork_wait(struct server *server, const char *id, enum fork_milestone milestone, uint64_t timeout_ns,
+		     struct fork_info *ret, struct error *err)
+{
+	int r = wait_for(server, id, milestone, timeout_ns, ret, err);
+
+	if (r == 0)
+		fork_info_observe(ret);
+	return r;
+}
+
+static int set_ready(struct server *server, const char *id, struct fork_info *ret, struct error *err)
 {
 	LOCK_SCOPE(&server->lock);
 	struct fork *fork = server_find_fork(server, id);
@@ -99,6 +109,15 @@ int server_fork_ready(struct server *server, const char *id, struct fork_info *r
 	if (ret)
 		fork_fill_info(fork, ret);
 	return 0;
+}
+
+int server_fork_ready(struct server *server, const char *id, struct fork_info *ret, struct error *err)
+{
+	int r = set_ready(server, id, ret, err);
+
+	if (r == 0 && ret)
+		fork_info_observe(ret);
+	return r;
 }
 
 static int wait_until_gone(struct server *server, const char *id, uint64_t serial, struct error *err)

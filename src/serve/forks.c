@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "serve/internal.h"
 #include "serve/observing.h"
+#include "serve/refresh.h"
 
 /* VMMs connect once each; a short queue is for mistakes. */
 #define LISTEN_BACKLOG 16
@@ -82,7 +83,7 @@ static int listen_at(const char *path, uid_t uid, struct error *err)
 	return TAKE_FD(fd);
 }
 
-static int check_spec(const struct fork_spec *spec, struct error *err)
+static int check_spec(struct server *server, const struct fork_spec *spec, struct error *err)
 {
 	if (spec->id) {
 		int r = check_name(spec->id, "a fork's id", err);
@@ -90,13 +91,9 @@ static int check_spec(const struct fork_spec *spec, struct error *err)
 			return r;
 	}
 	if (spec->hot_list) {
-		_cleanup_hotlist_ struct hotlist *list = NULL;
-		int r = hotlist_load(spec->hot_list, &list, err);
-		if (r < 0) {
-			if (err)
-				snprintf(err->code, sizeof err->code, "bad_hot_list");
+		int r = check_hot_list(server, spec->hot_list, spec->template, err);
+		if (r < 0)
 			return r;
-		}
 		if (spec->prefetch == PREFETCH_OFF)
 			return error_set(err, -EINVAL, "bad_prefetch",
 					 "a hot list without prefetch has no effect: say --prefetch eager or stream with it");
@@ -169,7 +166,7 @@ static void prune_ended(struct server *server)
 int server_fork_create(struct server *server, const struct fork_spec *spec, struct fork_info *ret, struct error *err)
 {
 	char id[NAME_MAX_LENGTH + 1];
-	int r = check_spec(spec, err);
+	int r = check_spec(server, spec, err);
 	if (r < 0)
 		return r;
 
@@ -215,9 +212,10 @@ int server_fork_create(struct server *server, const struct fork_spec *spec, stru
 	if (ret)
 		fork_fill_info(fork, ret);
 	log_info(NULL, "fork %s: created from template %s%s%s", fork->id, template->name,
-		 fork->record ? ", recorded" : "", fork->prefetch == PREFETCH_EAGER    ? ", prefetched"
+		 fork->record ? ", recorded" : "",
+		 fork->prefetch == PREFETCH_EAGER    ? ", prefetched"
 		 : fork->prefetch == PREFETCH_STREAM ? ", streamed"
-						      : "");
+						     : "");
 	return 0;
 }
 
@@ -247,7 +245,7 @@ void fork_connected(struct server *server, struct fork *fork)
 	log_info(fork->session->name, "connected: pid %d, %s handshake, %zu region%s, %" PRIu64 " MiB", (int)fork->pid,
 		 fork->handshake, fork->region_count, fork->region_count == 1 ? "" : "s", size >> 20);
 
-	observing_begin(server->observer, fork->session, fork->id, fork->record);
+	observing_begin(server->observer, fork->session, fork->id, fork->record || refresh_wants(fork));
 	fork_release_traces(fork);
 	int r = placement_add(server->placement, fork->session);
 	if (r == 0)
@@ -277,6 +275,7 @@ void fork_set_ready(struct server *server, struct fork *fork)
 	fork->ready_ns = now_ns();
 	atomic_store(&fork->session->recording, false);
 	observing_ready(fork->session);
+	refresh_take(server, fork);
 	log_info(fork->session->name, "ready %.1f ms after its handshake",
 		 (double)(fork->ready_ns - fork->connected_ns) / 1e6);
 	pthread_cond_broadcast(&server->changed);
@@ -294,6 +293,7 @@ void fork_end(struct server *server, struct fork *fork)
 	server_unwatch(server, s->pidfd);
 	server_unwatch(server, fork->socket_fd);
 	observing_end(s);
+	refresh_take(server, fork);
 	/* A VMM that waits for our end of the socket to close may use the addresses again as soon as it has. */
 	guest_memory_forget(s->memory);
 	close(TAKE_FD(fork->socket_fd));

@@ -89,6 +89,7 @@ struct fork {
 	uint64_t removed_pages; /* as the session ended */
 	pid_t pid;
 	struct server_trace *traces; /* that wait for it to connect */
+	bool refreshed;		     /* its template's list has heard of it, or will */
 
 	bool record;
 	uid_t uid;
@@ -131,6 +132,7 @@ struct server {
 	struct placement *placement;
 	struct prefetch_engine *engine;
 	const struct observer *observer;
+	struct refresher *refresher; /* NULL where nobody observes */
 	unsigned trace_count;
 	void (*on_stop)(void *);
 	void *on_stop_data;
@@ -157,8 +159,17 @@ int check_name(const char *name, const char *what, struct error *err);
 /* At start: those of earlier servers on this run directory. */
 void server_load_templates(struct server *server);
 
+/* hot_lists.c */
+/* hotlist_load; and the list must not have been recorded on another image than TEMPLATE's. Every failure has the code "bad_hot_list". */
+int load_hot_list(const char *path, struct template *template, struct hotlist **ret, struct error *err);
+/* The same, to see whether it can be done; without server->lock. 0 where there is no such template. */
+int check_hot_list(struct server *server, const char *path, const char *template_name, struct error *err);
+
 /* fork_info.c */
+/* All but what the observer knows, ... */
 void fork_fill_info(const struct fork *fork, struct fork_info *ret);
+/* ... which is asked without server->lock, as it may take a while. */
+void fork_info_observe(struct fork_info *info);
 
 /* tracing.c */
 /* It is connected and observed, or never will be: those who wait for that go on. */

@@ -34,23 +34,23 @@ static void request_free(struct prefetch_request *request)
 	free(request);
 }
 
-static int load_list(const char *path, struct hotlist **ret, struct error *err)
+static int load_list(const char *path, struct template *template, struct hotlist **ret, struct error *err)
 {
-	int r = hotlist_load(path, ret, err);
-	if (r < 0) {
-		snprintf(err->code, sizeof err->code, "bad_hot_list");
+	int r = load_hot_list(path, template, ret, err);
+
+	if (r < 0)
 		return r;
-	}
 	if ((*ret)->count == 0)
 		log_warning(NULL, "the hot list '%s' is %s: nothing is prefetched", path,
 			    access(path, F_OK) < 0 ? "not there" : "empty");
 	return 0;
 }
 
-static int make_plan(const char *path, const struct guest_memory *memory, struct plan **ret, struct error *err)
+static int make_plan(const char *path, const struct session *session, struct plan **ret, struct error *err)
 {
 	_cleanup_hotlist_ struct hotlist *list = NULL;
-	int r = load_list(path, &list, err);
+	const struct guest_memory *memory = session->memory;
+	int r = load_list(path, session->template, &list, err);
 
 	if (r < 0)
 		return r;
@@ -64,7 +64,7 @@ static int make_stream(struct prefetch_request *request, struct error *err)
 	_cleanup_hotlist_ struct hotlist *list = NULL;
 	const struct guest_memory *memory = request->job.memory;
 	struct stream *stream;
-	int r = load_list(request->path, &list, err);
+	int r = load_list(request->path, request->session->template, &list, err);
 
 	if (r < 0)
 		return r;
@@ -82,7 +82,7 @@ static int prepare(struct prefetch_job *job)
 	struct prefetch_request *request = (struct prefetch_request *)job;
 
 	return request->streamed ? make_stream(request, &request->error)
-				 : make_plan(request->path, job->memory, &job->plan, &request->error);
+				 : make_plan(request->path, request->session, &job->plan, &request->error);
 }
 
 /* ---- figures ---- */
@@ -304,7 +304,7 @@ int server_fork_prefetch(struct server *server, const char *id, const char *hot_
 	/* The whole list is read and checked before the first page is copied, on this thread, so that its mistakes are the answer. */
 	bool claimed = r == 0;
 	if (r == 0)
-		r = make_plan(hot_list_path, request->job.memory, &request->job.plan, err);
+		r = make_plan(hot_list_path, request->session, &request->job.plan, err);
 
 	pthread_mutex_lock(&server->lock);
 	fork = server_find_fork(server, id);

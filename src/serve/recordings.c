@@ -6,10 +6,15 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "serve/internal.h"
+#include "base/log.h"
+#include "hotlist/identity.h"
+#include "hotlist/page_index.h"
+#include "serve/recordings.h"
 
-/* A recording that misses one page in so many is still better in its order than one that saw the other pages in a bent one. */
+/* A recording that lost one event in so many is still better in its order than one that saw the other pages in a bent one. */
 #define LOST_ONE_IN 100
+/* The same for pages that the kernel saw nothing of, and the loop served: those can be filled in. */
+#define MISSED_ONE_IN 10
 
 const char *recording_source_name(enum recording_source source)
 {
@@ -24,30 +29,13 @@ void fork_recording_clear(struct fork_recording *recording)
 	*recording = (struct fork_recording){ 0 };
 }
 
-/* A fork as its lists need it, so that they are made without holding anybody up. */
-struct notes {
-	char id[NAME_MAX_LENGTH + 1];
-	bool recorded, connected;
-	struct session *session; /* a reference; NULL where nobody has connected */
-	struct template *template;
-	struct fork_region_info *regions;
-	size_t region_count;
-	uint64_t page_size; /* the host's */
-	uint64_t window_ns;
-	enum hot_window_end window_end;
-	struct recorded_page *pages;
-	size_t page_count;
-	bool pages_lost;
-};
-
-static void notes_clear(struct notes *notes)
+void notes_clear(struct notes *notes)
 {
 	session_unref(notes->session);
 	template_unref(notes->template);
 	free(notes->regions);
 	free(notes->pages);
 }
-#define _cleanup_notes_ _cleanup_(notes_clear)
 
 /* A copy, as a pager must not wait while a list is made. */
 static int copy_pages(struct notes *ret)
@@ -73,8 +61,7 @@ static void note_window(const struct fork *fork, struct notes *ret)
 	ret->window_end = fork->ready_ns ? HOT_WINDOW_READY : fork->gone_ns ? HOT_WINDOW_GONE : HOT_WINDOW_UNKNOWN;
 }
 
-/* With server->lock held. */
-static int take_notes(const struct server *server, const struct fork *fork, struct notes *ret)
+int notes_take(const struct server *server, const struct fork *fork, struct notes *ret)
 {
 	memcpy(ret->id, fork->id, sizeof ret->id);
 	ret->recorded = fork->record;
@@ -118,6 +105,7 @@ static int add_regions(struct hotlist_origin *origin, const struct notes *notes)
 static int add_origin(struct hotlist *list, const struct notes *notes, const char *tier)
 {
 	struct hotlist_origin *origin = list->origin;
+	int r;
 
 	if (!origin)
 		origin = list->origin = calloc(1, sizeof *origin);
@@ -134,6 +122,10 @@ static int add_origin(struct hotlist *list, const struct notes *notes, const cha
 	origin->runs = origin->runs ?: 1;
 	origin->page_size = notes->page_size;
 	origin->template_size = notes->template->size;
+	r = template_identity(notes->template, image_identity, origin->template_digest);
+	if (r < 0)
+		log_warning(NULL, "fork %s: its hot list is not bound to the image '%s', as that can't be read: %s",
+			    notes->id, notes->template->memory, strerror(-r));
 	return add_regions(origin, notes);
 }
 
@@ -150,6 +142,13 @@ static size_t region_of(const struct notes *notes, uint64_t page, uint64_t *ret_
 	return (size_t)(region - notes->regions);
 }
 
+static struct hot_touch loop_touch(const struct recorded_page *page)
+{
+	return (struct hot_touch){
+		.raw_ns = page->time_ns, .corrected_ns = page->time_ns, .seen = 1, .vcpu = HOT_VCPU_UNKNOWN
+	};
+}
+
 static int loop_list(const struct notes *notes, struct hotlist **ret, struct error *err)
 {
 	if (!notes->recorded)
@@ -164,10 +163,7 @@ static int loop_list(const struct notes *notes, struct hotlist **ret, struct err
 	if (!list)
 		return out_of_memory(err);
 	for (size_t i = 0; i < notes->page_count; i++) {
-		const struct hot_touch touch = { .raw_ns = notes->pages[i].time_ns,
-						 .corrected_ns = notes->pages[i].time_ns,
-						 .seen = 1,
-						 .vcpu = HOT_VCPU_UNKNOWN };
+		const struct hot_touch touch = loop_touch(&notes->pages[i]);
 		uint64_t offset;
 		size_t region = region_of(notes, notes->pages[i].page, &offset);
 
@@ -180,7 +176,48 @@ static int loop_list(const struct notes *notes, struct hotlist **ret, struct err
 	return 0;
 }
 
-static int kernel_list(const struct notes *notes, struct hotlist **ret, struct error *err)
+/*
+ * Pages that the loop served within the window, and that the kernel's list lacks, as their events were lost or the fork's first faults had begun before
+ * it was known: they enter where their time is. How many, or -ENOMEM.
+ */
+static ssize_t fill_holes(const struct notes *notes, struct hotlist **list)
+{
+	_cleanup_hotlist_ struct hotlist *filled = hotlist_new();
+	_cleanup_page_index_ struct page_index seen = { 0 };
+	const struct hotlist *old = *list;
+	size_t at = 0;
+	ssize_t holes = 0;
+
+	if (!filled || page_index_add_list(&seen, old) < 0)
+		return -ENOMEM;
+	for (size_t i = 0; i <= old->count; i++) {
+		uint64_t until = i < old->count ? old->touches[i].raw_ns : old->origin->window_ns;
+
+		for (; at < notes->page_count && notes->pages[at].time_ns <= until; at++) {
+			const struct hot_touch touch = loop_touch(&notes->pages[at]);
+			uint64_t offset;
+			size_t region = region_of(notes, notes->pages[at].page, &offset);
+
+			if (page_index_find(&seen, region, offset) != PAGE_INDEX_NONE)
+				continue;
+			if (hotlist_add_touch(filled, region, offset, &touch) < 0)
+				return -ENOMEM;
+			holes++;
+		}
+		if (i < old->count &&
+		    hotlist_add_touch(filled, old->pages[i].region, old->pages[i].offset, &old->touches[i]) < 0)
+			return -ENOMEM;
+	}
+	if (holes == 0)
+		return 0;
+	if (hotlist_set_origin(filled, old->origin) < 0)
+		return -ENOMEM;
+	hotlist_free(*list);
+	*list = TAKE_PTR(filled);
+	return holes;
+}
+
+int notes_kernel_list(const struct notes *notes, struct hotlist **ret, struct error *err)
 {
 	const struct session *s = notes->session;
 
@@ -234,38 +271,45 @@ static bool kernel_will_do(const struct notes *notes, const struct hotlist *list
 			 lost, list->count);
 		return false;
 	}
-	if (list->count < served - served / LOST_ONE_IN) {
+	if (list->count < served - served / MISSED_ONE_IN) {
 		snprintf(why, size, "the kernel saw %zu pages where the fault loop served %zu", list->count, served);
 		return false;
 	}
 	if (lost > 0)
-		snprintf(why, size, "the kernel saw every touch but for %" PRIu64 " lost events", lost);
+		snprintf(why, size, "only %" PRIu64 " events were lost", lost);
 	else
-		snprintf(why, size, "the kernel saw every touch: no event was lost");
+		snprintf(why, size, "no event was lost");
 	return true;
 }
 
 static int best_list(const struct notes *notes, struct fork_recording *ret, struct error *err)
 {
 	_cleanup_hotlist_ struct hotlist *kernel = NULL;
-	char why[sizeof ret->why];
+	char why[sizeof ret->why - 60]; /* room to add to it */
 	struct error kernel_err;
 
 	if (!notes->session || !notes->session->observer)
 		snprintf(why, sizeof why, "the kernel does not observe this fork");
-	else if (kernel_list(notes, &kernel, &kernel_err) < 0)
+	else if (notes_kernel_list(notes, &kernel, &kernel_err) < 0)
 		snprintf(why, sizeof why, "%.*s", (int)sizeof why - 1, kernel_err.message);
 	else if (kernel_will_do(notes, kernel, why, sizeof why)) {
+		ssize_t holes = fill_holes(notes, &kernel);
+		if (holes < 0)
+			return out_of_memory(err);
+		if (holes > 0)
+			snprintf(ret->why, sizeof ret->why, "%s; %zd pages come from the fault loop's notes", why,
+				 holes);
+		else
+			memcpy(ret->why, why, sizeof why);
 		ret->list = TAKE_PTR(kernel);
 		ret->from = RECORDED_BY_KERNEL;
-		memcpy(ret->why, why, sizeof ret->why);
 		return 0;
 	}
 	int r = loop_list(notes, &ret->list, err);
 	if (r < 0)
 		return r;
 	ret->from = RECORDED_BY_LOOP;
-	memcpy(ret->why, why, sizeof ret->why);
+	memcpy(ret->why, why, sizeof why);
 	return 0;
 }
 
@@ -277,7 +321,7 @@ int server_fork_hot_list(struct server *server, const char *id, enum recording_s
 
 	pthread_mutex_lock(&server->lock);
 	const struct fork *fork = server_find_fork(server, id);
-	int r = fork ? take_notes(server, fork, &notes) : fork_unknown(id, err);
+	int r = fork ? notes_take(server, fork, &notes) : fork_unknown(id, err);
 	pthread_mutex_unlock(&server->lock);
 	if (r == -ENOMEM)
 		return out_of_memory(err);
@@ -289,7 +333,7 @@ int server_fork_hot_list(struct server *server, const char *id, enum recording_s
 	else if (from == RECORDED_BY_LOOP)
 		r = loop_list(&notes, &recording.list, err);
 	else
-		r = kernel_list(&notes, &recording.list, err);
+		r = notes_kernel_list(&notes, &recording.list, err);
 	if (r < 0)
 		return r;
 	*ret = recording;

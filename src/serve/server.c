@@ -19,6 +19,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "serve/internal.h"
+#include "serve/refresh.h"
 #include "serve/vmm_talk.h"
 
 #define EPOLL_EVENTS 64
@@ -507,6 +508,8 @@ int server_new(const struct server_config *config, struct server **ret, struct e
 	if (r == 0 && config->observe)
 		r = config->observe(config->observe_data, server->run_dir, (unsigned)CPU_COUNT(&cpus),
 				    &server->observer, err);
+	if (r == 0 && server->observer)
+		r = refresher_new(&server->refresher, err);
 	if (r == 0)
 		r = start_pagers(server, &cpus, err);
 	if (r < 0) {
@@ -528,6 +531,7 @@ void server_free(struct server *server)
 	prefetch_engine_free(server->engine);
 	while (server->forks)
 		fork_drop(server, server->forks);
+	refresher_free(server->refresher);
 	placement_free(server->placement);
 	for (unsigned i = 0; i < server->pager_count; i++)
 		pager_free(server->pagers[i]);

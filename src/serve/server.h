@@ -52,18 +52,20 @@ void server_on_stop(struct server *server, void (*on_stop)(void *), void *data);
 
 struct template_spec {
 	const char *name;
-	const char *memory;   /* absolute path of the memory image */
-	const char *state;    /* absolute path of the VMM's state, or NULL: kept for the user, never read */
-	const char *hot_list; /* absolute path of the list that its forks prefetch by default, or NULL */
-	const char *inject;   /* test wrapper around the image ("delay=5ms,error=0x1000+0x2000"), or NULL */
+	const char *memory;    /* absolute path of the memory image */
+	const char *state;     /* absolute path of the VMM's state, or NULL: kept for the user, never read */
+	const char *hot_list;  /* absolute path of the list that its forks prefetch by default, or NULL */
+	bool refresh_hot_list; /* it learns from what its forks touch */
+	const char *inject;    /* test wrapper around the image ("delay=5ms,error=0x1000+0x2000"), or NULL */
 };
 
 struct template_info {
 	char name[NAME_MAX_LENGTH + 1];
 	char *memory, *state, *hot_list, *inject; /* NULL where unset; freed by template_info_clear */
-	uint64_t memory_size;			  /* bytes */
-	unsigned forks_live;			  /* forks of it whose VMM is connected */
-	unsigned forks_waiting;			  /* created, VMM not yet there */
+	bool refresh_hot_list;
+	uint64_t memory_size;	/* bytes */
+	unsigned forks_live;	/* forks of it whose VMM is connected */
+	unsigned forks_waiting; /* created, VMM not yet there */
 };
 
 void template_info_clear(struct template_info *info);
@@ -164,6 +166,7 @@ struct fork_info {
 	const char *observe_tier; /* "none": it isn't, or not yet */
 	bool observed;		  /* then there are ... */
 	struct observed_figures figures;
+	struct session *session; /* the server's own */
 
 	bool streamed; /* it has a stream, with these figures */
 	struct fork_stream_info stream;

@@ -74,6 +74,7 @@ static void fill_info(const struct server *server, const struct template *t, str
 				       .state = copy(t->state),
 				       .hot_list = copy(t->hot_list),
 				       .inject = copy(t->inject),
+				       .refresh_hot_list = t->refresh,
 				       .memory_size = t->size };
 	snprintf(ret->name, sizeof ret->name, "%s", t->name);
 	for (const struct fork *fork = server->forks; fork; fork = fork->next) {
@@ -102,17 +103,20 @@ int server_template_add(struct server *server, const struct template_spec *spec,
 	if (r < 0)
 		return r;
 
-	if (spec->hot_list) {
-		_cleanup_hotlist_ struct hotlist *list = NULL;
-		r = hotlist_load(spec->hot_list, &list, err);
-		if (r < 0)
-			return r;
-	}
-
 	_cleanup_template_ struct template *t = NULL;
 	r = template_open(spec->name, spec->memory, spec->state, spec->hot_list, spec->inject, &t, err);
 	if (r < 0)
 		return r;
+	if (spec->refresh_hot_list && !spec->hot_list)
+		return error_set(err, -EINVAL, "bad_hot_list",
+				 "there is no list to keep fresh: name one with --hot-list, which need not exist yet");
+	t->refresh = spec->refresh_hot_list;
+	if (spec->hot_list) {
+		_cleanup_hotlist_ struct hotlist *list = NULL;
+		r = load_hot_list(spec->hot_list, t, &list, err);
+		if (r < 0)
+			return r;
+	}
 
 	LOCK_SCOPE(&server->lock);
 	if (server_find_template(server, spec->name))

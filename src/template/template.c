@@ -65,6 +65,7 @@ int template_open(const char *name, const char *memory, const char *state, const
 	if (!t)
 		return error_set(err, -ENOMEM, "io_error", "out of memory");
 	atomic_init(&t->refs, 1);
+	pthread_mutex_init(&t->identity_lock, NULL);
 	t->memory_fd = t->watch = -1;
 	t->name = strdup(name);
 	t->memory = strdup(memory);
@@ -103,6 +104,7 @@ void template_unref(struct template *t)
 	free(t->state);
 	free(t->hot_list);
 	free(t->inject);
+	pthread_mutex_destroy(&t->identity_lock);
 	free(t);
 }
 
@@ -125,6 +127,21 @@ int template_check_unchanged(const struct template *t, struct error *err)
 				 "the image '%s' of template '%s' has been written to since it was added: a template's image "
 				 "must not change; remove the template and add it again",
 				 t->memory, t->name);
+	return 0;
+}
+
+int template_identity(struct template *t,
+		      int (*compute)(int fd, uint64_t size, uint8_t ret[static TEMPLATE_IDENTITY_SIZE]),
+		      uint8_t ret[static TEMPLATE_IDENTITY_SIZE])
+{
+	LOCK_SCOPE(&t->identity_lock);
+	if (!t->identity_known) {
+		int r = compute(t->memory_fd, t->size, t->identity);
+		if (r < 0)
+			return r;
+		t->identity_known = true;
+	}
+	memcpy(ret, t->identity, sizeof t->identity);
 	return 0;
 }
 
@@ -151,11 +168,11 @@ static int write_record(int fd, const char *text, size_t length)
 
 int template_save(const struct template *t, const char *dir, struct error *err)
 {
-	json_t *json =
-		json_pack("{s:s, s:s, s:s*, s:s*, s:s*, s:I, s:I, s:I, s:I, s:I}", "name", t->name, "memory", t->memory,
-			  "state", t->state, "hot_list", t->hot_list, "inject", t->inject, "device",
-			  (json_int_t)t->device, "inode", (json_int_t)t->inode, "size", (json_int_t)t->size,
-			  "modified_s", (json_int_t)t->modified.tv_sec, "modified_ns", (json_int_t)t->modified.tv_nsec);
+	json_t *json = json_pack("{s:s, s:s, s:s*, s:s*, s:s*, s:b, s:I, s:I, s:I, s:I, s:I}", "name", t->name,
+				 "memory", t->memory, "state", t->state, "hot_list", t->hot_list, "inject", t->inject,
+				 "refresh_hot_list", t->refresh, "device", (json_int_t)t->device, "inode",
+				 (json_int_t)t->inode, "size", (json_int_t)t->size, "modified_s",
+				 (json_int_t)t->modified.tv_sec, "modified_ns", (json_int_t)t->modified.tv_nsec);
 	_cleanup_free_ char *text = json ? json_dumps(json, JSON_INDENT(2)) : NULL;
 	json_decref(json);
 	if (!text)
@@ -220,9 +237,10 @@ int template_load(const char *name, const char *dir, struct template **ret, stru
 		return error_set(err, -EBADMSG, "io_error", "'%s' is damaged: %s", path, jerr.text);
 
 	const char *memory, *state = NULL, *hot_list = NULL, *inject = NULL;
+	int refresh = 0; /* records of earlier versions lack it */
 	_cleanup_template_ struct template *t = NULL;
-	if (json_unpack(json, "{s:s, s?s, s?s, s?s}", "memory", &memory, "state", &state, "hot_list", &hot_list,
-			"inject", &inject) < 0)
+	if (json_unpack(json, "{s:s, s?s, s?s, s?s, s?b}", "memory", &memory, "state", &state, "hot_list", &hot_list,
+			"inject", &inject, "refresh_hot_list", &refresh) < 0)
 		r = error_set(err, -EBADMSG, "io_error", "'%s' is damaged: it names no memory image", path);
 	else
 		r = template_open(name, memory, state, hot_list, inject, &t, err);
@@ -231,6 +249,7 @@ int template_load(const char *name, const char *dir, struct template **ret, stru
 	json_decref(json);
 	if (r < 0)
 		return r;
+	t->refresh = refresh;
 	*ret = TAKE_PTR(t);
 	return 0;
 }

@@ -1,6 +1,8 @@
 /* A template: an immutable memory image by name, and the file that remembers it across restarts of the server. */
 #pragma once
 
+#include <pthread.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 #include <time.h>
@@ -9,11 +11,14 @@
 #include "base/error.h"
 #include "template/source.h"
 
+#define TEMPLATE_IDENTITY_SIZE 32 /* bytes: a SHA-256 */
+
 /* Reference-counted: the store and every fork hold one. All but the count is fixed once it is opened. */
 struct template
 {
 	char *name;
 	char *memory, *state, *hot_list, *inject; /* absolute paths; the last three may be NULL */
+	bool refresh; /* its forks' touches keep the hot list fresh; set before anybody else knows of it */
 	struct source *source;
 
 	/* The image as it was when it was opened: a fork gets no page of one that has changed since. */
@@ -22,6 +27,10 @@ struct template
 	ino_t inode;
 	uint64_t size;
 	struct timespec modified;
+
+	pthread_mutex_t identity_lock; /* taken inside no other; what follows */
+	bool identity_known;
+	uint8_t identity[TEMPLATE_IDENTITY_SIZE];
 
 	_Atomic unsigned refs;
 	_Atomic bool in_line; /* the keeper's */
@@ -42,6 +51,14 @@ DEFINE_CLEANUP(struct template, template_unref)
 
 /* Whether the image is still the one that was opened: size, and time of modification. -ESTALE with code "template_changed". */
 int template_check_unchanged(const struct template *template, struct error *err);
+
+/*
+ * What tells its image from others, as COMPUTE finds it: once, when it is first asked for. SIZE is the image's in bytes. Negative errno: COMPUTE's,
+ * and the next call tries again. Any thread; reads the image the first time.
+ */
+int template_identity(struct template *template,
+		      int (*compute)(int fd, uint64_t size, uint8_t ret[static TEMPLATE_IDENTITY_SIZE]),
+		      uint8_t ret[static TEMPLATE_IDENTITY_SIZE]);
 
 /* DIR/NAME.json, written whole or not at all. */
 int template_save(const struct template *template, const char *dir, struct error *err);

@@ -46,9 +46,10 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class Server:
-    """`faultline serve` in a new directory; as a context, it must end by SIGTERM with exit code 0."""
+    """`faultline serve` with ARGUMENTS in a new directory; as a context, it must end by SIGTERM with exit code 0."""
 
-    def __init__(self):
+    def __init__(self, *arguments):
+        self.arguments = arguments
         self.binary = os.environ.get("FAULTLINE") or skip("FAULTLINE does not name the faultline binary")
         if os.geteuid():
             skip("needs root, for userfaultfd")
@@ -62,7 +63,7 @@ class Server:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(notify_path)
             notify.settimeout(DEADLINE_S)
-            self.process = subprocess.Popen([self.binary, "serve", "--run-dir", self.run_dir],
+            self.process = subprocess.Popen([self.binary, "serve", "--run-dir", self.run_dir, *self.arguments],
                                             env=dict(os.environ, NOTIFY_SOCKET=notify_path))
             assert "READY=1" in notify.recv(4096).decode().splitlines()
         return self

@@ -15,6 +15,7 @@ SOURCE = os.environ.get("FAULTLINE_SOURCE") or os.path.join(os.path.dirname(__fi
 
 TEMPLATE, FORK = "/v1/templates/{name}", "/v1/forks/{id}"
 WAIT, READY, PREFETCH, HOT_LIST = FORK + "/wait", FORK + "/ready", FORK + "/prefetch", FORK + "/hot-list"
+TRACE = FORK + "/trace"
 
 
 class Document:

@@ -28,6 +28,7 @@ CHECKS = """
     kvm kvm_fault
     btf_kernel btf_kvm bpf_ring_buffer bpf_fentry bpf_kprobe bpf_page_fault_user bpf_sched_switch bpf_kvm_page_fault
     bpf_tracepoint bpf_uprobe bpf_task_vma bpf_pin
+    bpf_capabilities tier_fentry tier_kprobe tier_tp_btf tier_with_sched_waking tier_with_kvm_page_fault
     open_files locked_memory mappings memory tasks
     run_dir run_dir_path run_dir_filesystem
 """.split()

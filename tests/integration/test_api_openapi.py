@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 """Holds docs/openapi.json against a running server: every operation, status and error code, both ways."""
+import json
 import os
 import re
 import signal
@@ -8,7 +9,7 @@ import threading
 import time
 
 from api_client import DEADLINE_S, PAGE, PAGES, Answer, Server, hpl1, make_image, wait_for, write_file
-from api_document import FORK, HOT_LIST, PREFETCH, READY, SOURCE, TEMPLATE, WAIT, Checker, Document
+from api_document import FORK, HOT_LIST, PREFETCH, READY, SOURCE, TEMPLATE, TRACE, WAIT, Checker, Document
 from fake_vmm import FakeVmm
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -250,13 +251,17 @@ def check_recorded_fork(checker, hot_list):
 def check_hot_list(checker):
     raw = checker.get(HOT_LIST, name="rec", query="?from=loop&format=hpl1")
     assert raw.body == hpl1([(0, 2 * PAGE), (0, 5 * PAGE), (0, 9 * PAGE)])
-    assert checker.get(HOT_LIST, name="rec").body == raw.body
+    best = checker.get(HOT_LIST, name="rec")
+    assert best.body[:4] == b"HPL2" and best.headers["Faultline-Recorded-By"] == "loop"
+    assert "does not observe" in best.headers["Faultline-Recorded-Why"]
+    assert checker.get(HOT_LIST, name="rec", query="?format=hpl2").body == best.body
     rows = checker.get(HOT_LIST, name="rec", query="?format=csv").body.decode().splitlines()
     assert rows[0].split(",")[:4] == ["region", "offset", "first_touch_ns", "seen"]
     assert [tuple(map(int, r.split(",")[:2])) for r in rows[1:4]] == [(0, 5 * PAGE), (0, 2 * PAGE), (0, 9 * PAGE)]
     checker.get(HOT_LIST, name="rec", query="?from=best&format=json")
-    checker.get(HOT_LIST, "bad_query", name="rec", query="?from=kernel")
-    checker.get(HOT_LIST, "bad_query", name="rec", query="?format=hpl2")
+    checker.get(HOT_LIST, "not_observed", name="rec", query="?from=kernel")
+    checker.get(TRACE, "not_observed", name="rec")
+    checker.get(TRACE, "fork_unknown", name="none")
     checker.get(HOT_LIST, "fork_unknown", name="none")
     return raw.body
 
@@ -345,21 +350,86 @@ def check_removed_while_waited_for(checker):
     checker.accept("GET", WAIT, "fork_removed", Answer(waiter.getresponse()))
 
 
-def check_coverage(document, checker):
+# ---- with a kernel that can be observed ----
+
+def read_lines(document, answer):
+    """The events of a trace, each held against the document."""
+    schema = document.operation("GET", TRACE)["responses"]["200"]["content"]["application/x-ndjson"]["schema"]
+    while line := answer.readline():
+        event = json.loads(line)
+        document.validate(schema, event)
+        yield event
+
+
+def check_trace(document, checker):
+    """Opened before the VMM connects, it has every touch."""
+    server = checker.server
+    fork = checker.post("/v1/forks", 201, body={"template": "base", "id": "seen", "record": True}).json
+    connection = server.connection()
+    connection.request("GET", "/v1/forks/seen/trace")
+    answer = connection.getresponse()
+    assert answer.status == 200 and answer.headers.get_content_type() == "application/x-ndjson"
+    checker.seen.add(("GET", TRACE, 200, 200))
+    events = read_lines(document, answer)
+    assert next(events)["event"] == "begin"
+    with FakeVmm(fork["socket"], PAGES * PAGE) as vmm:
+        checker.get(WAIT, name="seen", query="?for=connected")
+        for page in (5, 2, 9):
+            assert vmm.read(page * PAGE) == struct.pack("<Q", page + 1)
+        for page in (5, 2, 9):
+            touch = next(events)
+            assert (touch["event"], touch["region"], touch["offset"]) == ("touch", 0, page * PAGE), touch
+            phases = [touch[f"{phase}_us"] for phase in ("queue", "source", "copy", "wake")]
+            assert touch["demand"] and abs(sum(phases) - touch["total_us"]) < 0.01, touch
+    assert [event["event"] for event in events] == ["end"]
+    checker.get(WAIT, name="seen", query="?for=gone")
+    checker.get(TRACE, "fork_gone", name="seen")
+
+
+def check_observed(document, checker, tier):
+    check_trace(document, checker)
+    shown = checker.get(FORK, name="seen").json
+    observed = shown["observed"]
+    assert shown["observe_tier"] == tier and observed["events_lost"] == 0 and observed["faults"] == 3, observed
+    assert observed["latency"]["total"]["count"] == 3 and observed["latency"]["total"]["max_us"] > 0
+    for source in ("best", "kernel"):
+        rows = checker.get(HOT_LIST, name="seen", query=f"?format=csv&from={source}")
+        assert rows.headers["Faultline-Recorded-By"] == "kernel", rows.headers
+        pages = [int(row.split(",")[1]) // PAGE for row in rows.body.decode().splitlines()[1:]]
+        assert pages == [5, 2, 9], pages
+
+
+def observe(document, seen):
+    """Returns what can't be brought about where the kernel can't be observed."""
+    with Server("--observe", "auto") as server:
+        checker = Checker(document, server)
+        checker.seen = seen
+        tier = checker.get("/v1/server").json["observe_tier"]
+        if tier == "none":
+            print("this kernel can't be observed: no trace is tried")
+            return {("GET", TRACE, 200, 200), ("GET", TRACE, 409, "fork_gone")}
+        image = os.path.join(server.dir, "image.mem")
+        make_image(image)
+        checker.post("/v1/templates", 201, body={"name": "base", "memory": image})
+        check_observed(document, checker, tier)
+    return set()
+
+
+def check_coverage(document, checker, impossible):
     """Every documented success and error code was seen, but for those that can't be brought about."""
     seen = {(m, p, s, c) for m, p, s, c in checker.seen}
     missing = []
     for method, path, operation in document.operations():
         wanted = {(int(s), int(s)) for s in operation["responses"] if int(s) < 400} | document.errors(operation)
         missing += [(method, path, s, c) for s, c in sorted(wanted, key=str)
-                    if (method, path, s, c) not in seen and c not in NOT_PROVOKED]
+                    if (method, path, s, c) not in seen | impossible and c not in NOT_PROVOKED]
     assert not missing, "never seen:\n" + "\n".join(map(str, missing))
 
 
 def main():
     document = Document()
     check_closed_responses(document)
-    with Server() as server:
+    with Server("--observe", "off") as server:
         checker = Checker(document, server)
         image = os.path.join(server.dir, "image.mem")
         make_image(image)
@@ -392,7 +462,8 @@ def main():
         check_prefetched_fork(checker, hot_list)
         check_failing_prefetch(checker, image, hot_list)
         check_removed_while_waited_for(checker)
-        check_coverage(document, checker)
+    impossible = observe(document, checker.seen)
+    check_coverage(document, checker, impossible)
     print(f"{len(checker.seen)} kinds of answers as documented")
 
 

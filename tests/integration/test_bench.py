@@ -28,6 +28,7 @@ CASES = {
     "prefetch": ["scattered", "contiguous"],
     "idle": ["idle"],
     "fairness": ["at_once"],
+    "observe": ["fault", "flood", "paced", "idle"],
 }
 LATENCIES = ["p50_us", "p90_us", "p99_us", "max_us"]
 
@@ -98,9 +99,10 @@ def check_ratio(case, ratio, rounds, name):
 
 def check_case(case, rounds, name):
     if case["skipped"]:
-        assert CPUS < 2 and "CPU" in case["skipped"] and not case["sides"], case
+        assert (CPUS < 2 and "CPU" in case["skipped"]) or "can be observed" in case["skipped"], case
+        assert not case["sides"], case
         return
-    assert len(case["sides"]) >= 2 and case["ratios"], name
+    assert len(case["sides"]) >= 2 and (case["ratios"] or case["limits"]), name
     for side in case["sides"]:
         check_side(side, rounds, f"{name} {side['id']}")
     for ratio in case["ratios"]:
@@ -155,6 +157,12 @@ def check_plausible(report):
 
     fork = median(case_of(report, "idle", "idle"), "beside", "kib_per_fork")
     assert 0.1 < fork < 1024, fork
+    flood = case_of(report, "observe", "flood")
+    if not flood["skipped"]:
+        observed = next(s for s in flood["sides"] if s["id"] == "on")["metrics"]
+        # Each page is a fault, and so are the first touches that are not counted; each is an event that was seen or lost.
+        assert all(seen >= 4 * 2048 for seen in observed["seen"]["rounds"]), observed
+        assert all(lost <= seen for seen, lost in zip(observed["seen"]["rounds"], observed["lost"]["rounds"])), observed
     for side in case_of(report, "fairness", "at_once")["sides"]:
         metrics = side["metrics"]
         assert metrics["worst_to_median_p99"]["min"] >= 1, side

@@ -132,7 +132,7 @@ test_help() {
 	run 0 fork hot-list -h
 	out_has "-o, --output FILE"
 	run 0 serve --help
-	for word in --run-dir --cpus --log-format --log-level; do out_has "$word"; done
+	for word in --run-dir --cpus --observe --observe-ring --log-format --log-level; do out_has "$word"; done
 	# As the value of an option it is none.
 	run 3 fork create base --id --help --run-dir "$dir/none"
 }
@@ -183,7 +183,7 @@ test_usage() {
 	for timeout in -1 "" x 1s 1e3 1.2.3 inf 86401; do run 2 fork wait a --for gone "--timeout=$timeout"; done
 	run 2 fork hot-list a
 	err_has "--output FILE is missing"
-	run 2 fork hot-list a -o x --from kernel
+	run 2 fork hot-list a -o x --from kernels
 	run 2 fork hot-list a -o x --format 'hpl1&from=x'
 	run 2 template add base
 	err_has "--memory FILE is missing"
@@ -238,8 +238,8 @@ test_bad_servers() {
 test_run_dir() {
 	check "mode 0700" "[ \"\$(stat -c %a '$run_dir')\" = 700 ]"
 	check "mode 0600" "[ \"\$(stat -c '%a %F' '$run_dir/control.sock')\" = '600 socket' ]"
-	check "the first line of the log" \
-		"head -1 '$dir/log' | grep -q 'serves in $run_dir: API at $run_dir/control.sock, [0-9]* pager'"
+	check "what the log says first" \
+		"head -3 '$dir/log' | grep -q 'serves in $run_dir: API at $run_dir/control.sock, [0-9]* pager'"
 	run 1 serve --run-dir "$run_dir"
 	err_has "$server_pid"
 	run 1 serve --run-dir "$dir/./run/../run"
@@ -366,12 +366,20 @@ test_life_of_a_fork() {
 	out_has "$pid"
 	run 0 fork show rec --json
 	out_json "j['recorded_pages'] == 2 and j['faults'] == 2 and j['copied_pages'] == 2 and j['state'] == 'ready'"
-	run 0 fork hot-list rec -o list.hpl
+	run 0 fork hot-list rec -o list.hpl --from loop --format hpl1
 	out_is ""
 	check "HPL1" "cmp '$dir/list.hpl' <(printf 'HPL1\x02\x00\x80\x20\x00\x80\x40')"
 	run 0 fork hot-list rec -o - --format csv --from loop
 	out_has "0,8192,"
-	run 0 fork hot-list rec --format json -o "$dir/list.json"
+	run 0 fork hot-list rec --format json -o "$dir/list.json" --from loop
+	# Which recording is the best one is worth a word.
+	"$faultline" fork hot-list rec -o "$dir/best.hpl" >"$dir/out" 2>"$dir/err"
+	check "HPL2 by default" "[ \"\$(head -c 4 '$dir/best.hpl')\" = HPL2 ]"
+	"$faultline" fork hot-list rec -o "$dir/best.hpl" >"$dir/out" 2>"$dir/err"
+	out_is ""
+	err_has "recording: "
+	run 0 fork hot-list rec -o "$dir/best.hpl" --json
+	out_json "j['from'] in ('kernel', 'loop') and j['why']"
 	check "JSON" "json '$dir/list.json' 'True'"
 	run 1 fork hot-list rec -o /no/such/dir/list.hpl --json
 	run 0 fork prefetch rec list.hpl

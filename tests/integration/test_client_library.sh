@@ -45,16 +45,16 @@ done
 grep -ho '\bfaultline_[a-z_]*(' "$source"/include/faultline/*.h | tr -d '(' | sort -u >"$dir/mentioned"
 sed -n 's/^FAULTLINE_API .*\b\(faultline_[a-z_]*\)(.*/\1/p' "$source"/include/faultline/*.h | sort -u >"$dir/declared"
 [ "$(wc -l <"$dir/declared")" -ge 20 ] || fail "the headers declare next to nothing"
-nm -D --defined-only --with-symbol-versions "$shared" | awk '$2 == "T" { sub(/@@FAULTLINE_0$/, "", $3); print $3 }' | sort -u >"$dir/exported"
+nm -D --defined-only --with-symbol-versions "$shared" | awk '$2 == "T" { sub(/@@FAULTLINE_[01]$/, "", $3); print $3 }' | sort -u >"$dir/exported"
 nm -g --defined-only "$archive" | awk 'NF == 3 { print $3 }' | sort -u >"$dir/archived"
-diff "$dir/declared" "$dir/exported" || fail "the shared library does not export what the headers declare, as FAULTLINE_0"
+diff "$dir/declared" "$dir/exported" || fail "the shared library does not export what the headers declare, under a version"
 # A sanitizer adds symbols of its own.
 [[ -n ${FAULTLINE_SANITIZE:-} ]] || diff "$dir/declared" "$dir/archived" || fail "the static library's symbols are not the public ones"
 
 soname=$(objdump -p "$shared" | awk '$1 == "SONAME" { print $2 }')
 [ "$soname" = libfaultline.so.0 ] || fail "the soname is '$soname'"
 if [ -z "${FAULTLINE_SANITIZE:-}" ]; then
-	needs=$(objdump -p "$shared" | awk '$1 == "NEEDED" && $2 !~ /^(libc|libpthread|ld-linux.*)\.so/ { print $2 }')
+	needs=$(objdump -p "$shared" | awk '$1 == "NEEDED" && $2 !~ /^(libc|libz|libpthread|ld-linux.*)\.so/ { print $2 }')
 	[ -z "$needs" ] || fail "the shared library needs $needs"
 fi
 

@@ -108,10 +108,10 @@ def kernel_types(place):
 def tier_follows_from_its_checks(place):
     report = place.doctor()
     works = {name: report[name]["status"] == "ok" for name in CHECKS}
-    tier = ("none" if not works["bpf_ring_buffer"] else
-            "fentry" if works["bpf_fentry"] else
-            "kprobe" if works["bpf_kprobe"] else
-            "tp_btf" if works["bpf_page_fault_user"] and works["bpf_sched_switch"] else "none")
+    tier = next((tier for tier in ("fentry", "kprobe", "tp_btf") if works[f"tier_{tier}"]), "none")
+    # What the kernel lets any program do, it lets the server's programs do.
+    for tried, needs in (("fentry", ["bpf_fentry"]), ("kprobe", ["bpf_kprobe"]), ("tp_btf", ["bpf_page_fault_user", "bpf_sched_switch"])):
+        assert works[f"tier_{tried}"] == all(works[name] for name in [*needs, "bpf_ring_buffer"]), report[f"tier_{tried}"]
     assert report.summary["observation"]["tier"] == tier
     assert report.summary["observation"]["pins"] == works["bpf_pin"]
     if tier == "fentry" and not works["bpf_kprobe"]:

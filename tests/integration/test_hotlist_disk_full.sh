@@ -23,11 +23,13 @@ fail() {
 
 mount -t tmpfs -o size=1m,mode=0755 faultline-test "$small" || { echo "skipped: tmpfs can't be mounted here"; exit 77; }
 
-# Of 200,000 pages each format needs more than the 1 MiB that there is.
+# Of 300,000 pages each format needs more than the 1 MiB that there is.
 /usr/bin/python3 -c '
-print("region,offset")
-for page in range(200000):
-    print(f"0,{page * 4096 * 37 % (1 << 40)}")' >"$dir/large.csv"
+import random
+random.seed(1)
+print("region,offset,first_touch_ns")
+for page in random.sample(range(1 << 28), 300000):
+    print(f"0,{page * 4096},{random.getrandbits(30)}")' >"$dir/large.csv"
 printf 'HPL1\x01\x00\x80\x20' >"$dir/old.hpl"
 
 # refused WHAT FORMAT: saving the large list there as FORMAT must fail, and leave what was there as it was.
@@ -43,13 +45,13 @@ refused() {
 	[[ $(ls -lA "$small") == "$before" ]] || fail "$1, $2: the directory has changed: $(ls -lA "$small")"
 }
 
-for format in hpl1 json csv; do
+for format in hpl1 hpl2 json csv; do
 	refused 'no list before' "$format"
 	grep -qF 'Nothing was saved' "$dir/err" || fail "no list before, $format: it does not say that nothing was saved"
 done
 
 cp "$dir/old.hpl" "$small/list"
-for format in hpl1 json csv; do
+for format in hpl1 hpl2 json csv; do
 	refused 'a list before' "$format"
 	grep -qF 'What was there before is as it was' "$dir/err" || fail "a list before, $format: it does not say what became of it"
 	cmp -s "$dir/old.hpl" "$small/list" || fail "a list before, $format: it has changed"

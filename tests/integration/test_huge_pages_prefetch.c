@@ -22,6 +22,7 @@ struct guest {
 	struct test_image image;
 	enum huge_kind kind;
 	bool mixed;
+	const char *mode; /* of prefetch; NULL: eager */
 	uint64_t present; /* bits of huge pages of region 0 that prefetch is to bring */
 	uint64_t salt;
 };
@@ -79,7 +80,8 @@ static void listed_body(struct client_self *self, void *data)
 /* As a user does it: template, fork with a list, VMM, figures. */
 static void run_listed(struct test_server *server, struct guest *guest, const char *id)
 {
-	fork_create(server, "base", id, ARGS("--prefetch", "eager", "--hot-list", guest->list), guest->socket);
+	fork_create(server, "base", id, ARGS("--prefetch", (char *)(guest->mode ?: "eager"), "--hot-list", guest->list),
+		    guest->socket);
 	struct client *client = client_start(id, listed_body, guest);
 	client_await(client, 'c');
 	fork_wait(server, id, "prefetched");
@@ -123,6 +125,21 @@ static void test_a_list_of_small_pages_from_a_slow_image(void **state)
 	set_scene(*state, &guest, "delay=10ms");
 	list_write(guest.list, small_list, LISTED);
 	run_listed(*state, &guest, "slow");
+}
+
+static void test_a_list_of_small_pages_is_streamed(void **state)
+{
+	struct guest guest = { .present = LISTED_PAGES, .mode = "stream" };
+
+	huge_pool_set_free(IMAGE_PAGES);
+	set_scene(*state, &guest, NULL);
+	list_write(guest.list, small_list, LISTED);
+	run_listed(*state, &guest, "anonymous");
+	guest.kind = HUGE_MEMFD;
+	test_image_evict(&guest.image);
+	run_listed(*state, &guest, "memfd");
+	guest.mixed = true;
+	run_listed(*state, &guest, "mixed");
 }
 
 static void test_what_fork_show_says(void **state)
@@ -359,6 +376,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		SERVED(test_a_list_of_small_pages),
 		SERVED(test_a_list_of_small_pages_from_a_slow_image),
+		SERVED(test_a_list_of_small_pages_is_streamed),
 		SERVED(test_what_fork_show_says),
 		SERVED(test_lists_that_do_not_fit),
 		SERVED(test_recorded_on_huge_pages),

@@ -246,7 +246,12 @@ class Clock(Replay):
         return [[row for row in rows if row["vcpu"] == vcpu] for vcpu in sorted({row["vcpu"] for row in rows})]
 
     def test_vcpus_wait_for_each_other(self):
-        rows = self.times()
+        self.check_waiting(self.times())
+
+    def test_halted_vcpus_are_woken_by_each_other(self):
+        self.check_waiting(self.times("--vcpus", "halting"))
+
+    def check_waiting(self, rows):
         for own in self.vcpus(rows):
             self.check_own_lag(own)
         ended, before = 0, 0
@@ -256,6 +261,30 @@ class Clock(Replay):
                 before += 1
             self.assertGreaterEqual(row["started_ns"], ended)
         self.assertGreater(before, 100)
+
+    def test_idle_vcpus_touch_when_they_are_due(self):
+        for own in self.vcpus(self.times("--vcpus", "independent", "--pace", "idle")):
+            for row, after in itertools.pairwise(own):
+                self.assertGreaterEqual(row["started_ns"], row["at_ns"])
+                self.assertGreaterEqual(after["started_ns"], row["ended_ns"])
+
+    def test_computing_vcpus_need_their_time_of_a_cpu(self):
+        cpu = min(os.sched_getaffinity(0))
+        rows = self.times("--vcpus", "independent", "--pace", "compute", "--pin", str(cpu))
+        own = self.vcpus(rows)
+        self.assertEqual(len(own), 2)
+        # On one CPU, both need what they need of it, so the last one ends after the sum.
+        self.assertGreaterEqual(max(row["ended_ns"] for row in rows), 0.99 * sum(row[-1]["at_ns"] for row in own))
+
+    def test_touches_are_spread_over_more_vcpus(self):
+        trace = tools.make_trace(scratch, touches=900, step_ns=5000)
+        figures = replay(trace, "--vcpus", "independent", "--pace", "idle", "--spread", "8", temporary=temporary)
+        run, = figures["runs"]
+        self.assertEqual(run["wrong_pages"], 0)
+        self.assertEqual(run["checked_pages"], 900)
+        touches = [vcpu["touches"] for vcpu in run["vcpus"]]
+        self.assertEqual((len(touches), sum(touches)), (8, 900))
+        self.assertTrue(all(50 < count < 200 for count in touches), touches)
 
     def test_independent_vcpus_have_each_their_own_lag(self):
         for own in self.vcpus(self.times("--vcpus", "independent")):

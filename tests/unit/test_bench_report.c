@@ -207,8 +207,8 @@ static void test_limits(void **state)
 	struct bench_case *c = new_case();
 
 	fill(c, "ours", 4, 5, 6);
-	case_add_limit(c, (struct limit){ "fine", "p50_us", "ours", 5 });
-	case_add_limit(c, (struct limit){ "over", "p50_us", "ours", 4.9 });
+	case_add_limit(c, (struct limit){ "fine", "p50_us", "ours", 5, false });
+	case_add_limit(c, (struct limit){ "over", "p50_us", "ours", 4.9, false });
 	json_t *json = finish(c), *limits = json_object_get(json, "limits");
 
 	assert_true(says(json_array_get(limits, 0), "met"));

@@ -41,12 +41,13 @@ static void expect(const struct faultline_hotlist *list, size_t index, uint64_t 
 
 static void test_a_list_goes_out_and_in(void **state)
 {
-	static const int formats[] = { FAULTLINE_HOTLIST_HPL1, FAULTLINE_HOTLIST_JSON, FAULTLINE_HOTLIST_CSV };
+	static const int formats[] = { FAULTLINE_HOTLIST_HPL1, FAULTLINE_HOTLIST_JSON, FAULTLINE_HOTLIST_CSV,
+				       FAULTLINE_HOTLIST_HPL2 };
 	struct faultline_hotlist *list = make_list();
 	struct faultline_error error;
 
 	(void)state;
-	for (size_t i = 0; i < 3; i++) {
+	for (size_t i = 0; i < 4; i++) {
 		struct faultline_hotlist *back;
 		size_t size;
 		void *data;
@@ -60,6 +61,11 @@ static void test_a_list_goes_out_and_in(void **state)
 			assert_memory_equal(data, vector, size);
 			assert_int_equal(faultline_hotlist_count(back), 3);
 			expect(back, 1, 0, 4096);
+		} else if (formats[i] == FAULTLINE_HOTLIST_HPL2) {
+			/* In order, and the page that is there twice where it came first. */
+			assert_int_equal(faultline_hotlist_count(back), 3);
+			expect(back, 0, unsorted[0].mapping, unsorted[0].offset);
+			expect(back, 1, unsorted[1].mapping, unsorted[1].offset);
 		} else {
 			assert_int_equal(faultline_hotlist_count(back), 4);
 			for (size_t k = 0; k < 4; k++)
@@ -72,6 +78,59 @@ static void test_a_list_goes_out_and_in(void **state)
 	assert_int_equal(faultline_hotlist_count(list), 3);
 	expect(list, 0, 0, 0);
 	expect(list, 2, 2, 1 << 20);
+	faultline_hotlist_free(list);
+}
+
+static void test_what_is_known_of_pages(void **state)
+{
+	const struct faultline_hotlist_touch touch = { .size = sizeof touch,
+						       .raw_ns = UINT64_MAX,
+						       .corrected_ns = 7,
+						       .seen = 3,
+						       .spread = 1000000,
+						       .vcpu = 65534,
+						       .kind = FAULTLINE_HOTLIST_FETCH,
+						       .present = 1 };
+	struct faultline_hotlist_touch got = { .size = sizeof got }, bad = touch;
+	struct faultline_hotlist *list, *back;
+	struct faultline_error error;
+	size_t size;
+	void *data;
+
+	(void)state;
+	assert_int_equal(faultline_hotlist_new(&list, NULL), FAULTLINE_OK);
+	assert_int_equal(faultline_hotlist_add(list, 1, 8192, NULL), FAULTLINE_OK);
+	assert_int_equal(faultline_hotlist_get_touch(list, 0, &got), FAULTLINE_OK);
+	assert_int_equal(got.vcpu, FAULTLINE_HOTLIST_NO_VCPU);
+	assert_int_equal(faultline_hotlist_add_touch(list, 0, 4096, &touch, &error), FAULTLINE_OK);
+	assert_int_equal(faultline_hotlist_encode(list, FAULTLINE_HOTLIST_HPL2, &data, &size, &error), FAULTLINE_OK);
+	assert_int_equal(faultline_hotlist_decode(data, size, &back, &error), FAULTLINE_OK);
+	free(data);
+	assert_int_equal(faultline_hotlist_format(back), FAULTLINE_HOTLIST_HPL2);
+	assert_int_equal(faultline_hotlist_get_touch(back, 1, &got), FAULTLINE_OK);
+	assert_memory_equal(&got, &touch, sizeof got);
+	/* It moves with its page. */
+	faultline_hotlist_sort(back);
+	assert_int_equal(faultline_hotlist_get_touch(back, 0, &got), FAULTLINE_OK);
+	assert_memory_equal(&got, &touch, sizeof got);
+	assert_int_equal(faultline_hotlist_get_touch(back, 1, &got), FAULTLINE_OK);
+	assert_int_equal(got.seen, 0);
+	assert_int_equal(faultline_hotlist_get_touch(back, 2, &got), FAULTLINE_BAD_ARGUMENT);
+	faultline_hotlist_free(back);
+
+	got.size = 8;
+	assert_int_equal(faultline_hotlist_get_touch(list, 0, &got), FAULTLINE_BAD_ARGUMENT);
+	bad.vcpu = 65535;
+	assert_int_equal(faultline_hotlist_add_touch(list, 0, 0, &bad, &error), FAULTLINE_BAD_ARGUMENT);
+	bad = touch;
+	bad.kind = 5;
+	assert_int_equal(faultline_hotlist_add_touch(list, 0, 0, &bad, &error), FAULTLINE_BAD_ARGUMENT);
+	bad = touch;
+	bad.size = 0;
+	assert_int_equal(faultline_hotlist_add_touch(list, 0, 0, &bad, &error), FAULTLINE_BAD_ARGUMENT);
+	assert_int_equal(faultline_hotlist_add_touch(list, 0, 1, &touch, &error), FAULTLINE_BAD_ARGUMENT);
+	assert_int_equal(faultline_hotlist_add_touch(list, 0, 1, NULL, &error), FAULTLINE_BAD_ARGUMENT);
+	assert_int_equal(faultline_hotlist_count(list), 2);
 	faultline_hotlist_free(list);
 }
 
@@ -137,8 +196,8 @@ static void test_misuse(void **state)
 	assert_int_equal(faultline_hotlist_save(NULL, FAULTLINE_HOTLIST_CSV, "x", &error), FAULTLINE_BAD_ARGUMENT);
 	assert_int_equal(faultline_hotlist_save(list, FAULTLINE_HOTLIST_CSV, NULL, &error), FAULTLINE_BAD_ARGUMENT);
 	assert_int_equal(faultline_hotlist_save(list, 0, "/nonexistent/x", &error), FAULTLINE_BAD_ARGUMENT);
-	assert_int_equal(faultline_hotlist_encode(list, 4, &data, &size, &error), FAULTLINE_BAD_ARGUMENT);
-	assert_non_null(strstr(error.what, "format 4"));
+	assert_int_equal(faultline_hotlist_encode(list, 5, &data, &size, &error), FAULTLINE_BAD_ARGUMENT);
+	assert_non_null(strstr(error.what, "format 5"));
 	assert_int_equal(faultline_hotlist_encode(list, 1, NULL, &size, &error), FAULTLINE_BAD_ARGUMENT);
 	assert_int_equal(faultline_hotlist_add(NULL, 0, 0, &error), FAULTLINE_BAD_ARGUMENT);
 	assert_int_equal(faultline_hotlist_add(list, 0, 4097, &error), FAULTLINE_BAD_ARGUMENT);
@@ -198,6 +257,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_a_list_goes_out_and_in),
+		cmocka_unit_test(test_what_is_known_of_pages),
 		cmocka_unit_test(test_files),
 		cmocka_unit_test(test_bad_lists),
 		cmocka_unit_test(test_misuse),

@@ -3,12 +3,14 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
 
 #include "doctor/check.h"
+#include "observe/tier.h"
 
 /* The rows of the real table, all of them ok. */
 static int make_report(void **state)
@@ -122,37 +124,62 @@ static void test_vmm_and_observation_do_not_touch_serving(void **state)
 	assert_string_not_equal(judge(report)->kvm, "ok");
 }
 
+/* Both choose from the same table. */
+static void test_each_tier_of_the_server_has_a_row(void **state)
+{
+	char name[40];
+
+	for (size_t i = 0; i < tier_count; i++) {
+		snprintf(name, sizeof name, "tier_%s", tiers[i].name);
+		row(*state, name);
+		/* Without it, the next one is chosen. */
+		assert_string_equal(judge(*state)->tier, tiers[i].name);
+		set(*state, name, DOCTOR_MISSING);
+	}
+	assert_string_equal(judge(*state)->tier, "none");
+	for (size_t i = 0; i < tier_extra_count; i++) {
+		snprintf(name, sizeof name, "tier_with_%s", tier_extras[i].name);
+		row(*state, name);
+	}
+}
+
 static void test_tiers_in_their_order(void **state)
 {
-	set(*state, "bpf_fentry", DOCTOR_MISSING);
+	set(*state, "tier_fentry", DOCTOR_MISSING);
 	assert_string_equal(judge(*state)->tier, "kprobe");
 	assert_non_null(strstr(judge(*state)->tier_why, "fentry"));
-	assert_string_equal(row(*state, "bpf_fentry")->cost, "something");
+	assert_string_equal(row(*state, "tier_fentry")->cost, "something");
 
-	set(*state, "bpf_kprobe", DOCTOR_MISSING);
+	set(*state, "tier_kprobe", DOCTOR_MISSING);
 	assert_string_equal(judge(*state)->tier, "tp_btf");
 
-	set(*state, "bpf_sched_switch", DOCTOR_MISSING);
+	set(*state, "tier_tp_btf", DOCTOR_MISSING);
 	assert_string_equal(judge(*state)->tier, "none");
-	assert_string_equal(row(*state, "bpf_sched_switch")->remedy, "another kernel");
+	assert_string_equal(row(*state, "tier_tp_btf")->remedy, "another kernel");
 }
 
-static void test_no_tier_without_a_ring_buffer(void **state)
+/* That the kernel would let a program run says nothing of the server's own. */
+static void test_what_a_tier_stands_on_is_not_the_tier(void **state)
 {
-	set(*state, "bpf_ring_buffer", DOCTOR_MISSING);
-	assert_string_equal(judge(*state)->tier, "none");
+	set(*state, "bpf_fentry", DOCTOR_MISSING);
+	assert_string_equal(judge(*state)->tier, "fentry");
+	set(*state, "bpf_fentry", DOCTOR_OK);
+	set(*state, "tier_fentry", DOCTOR_MISSING);
+	assert_string_equal(judge(*state)->tier, "kprobe");
 }
 
-/* What a worse tier lacks costs nothing; the ring buffer is every tier's, and is not excused. */
+/* What a worse tier lacks costs nothing; pins are every tier's, and not excused. */
 static void test_worse_tiers_are_excused(void **state)
 {
 	set(*state, "bpf_kprobe", DOCTOR_MISSING);
+	set(*state, "tier_tp_btf", DOCTOR_MISSING);
 	set(*state, "bpf_sched_switch", DOCTOR_MISSING);
 	set(*state, "bpf_pin", DOCTOR_MISSING);
 	assert_string_equal(judge(*state)->tier, "fentry");
 	assert_string_equal(row(*state, "bpf_kprobe")->cost, "nothing: the tier fentry, which is better, works");
 	assert_string_equal(row(*state, "bpf_kprobe")->remedy, "");
 	assert_string_equal(row(*state, "bpf_sched_switch")->remedy, "");
+	assert_string_equal(row(*state, "tier_tp_btf")->remedy, "");
 	assert_string_equal(row(*state, "bpf_pin")->cost, "something");
 	assert_false(judge(*state)->tier_pins);
 }
@@ -167,7 +194,8 @@ int main(void)
 		CASE(test_killed_probes),
 		CASE(test_vmm_and_observation_do_not_touch_serving),
 		CASE(test_tiers_in_their_order),
-		CASE(test_no_tier_without_a_ring_buffer),
+		CASE(test_each_tier_of_the_server_has_a_row),
+		CASE(test_what_a_tier_stands_on_is_not_the_tier),
 		CASE(test_worse_tiers_are_excused),
 	};
 

@@ -85,7 +85,7 @@ static void test_json_read(void **state)
 		"{\"offset\":0,\"region\":0} ] ,\n\"version\":1, \"format\":\"faultline-hotlist\" }\n\n",
 		/* What is not known is passed over, whatever it holds. */
 		"{\"made_by\":{\"a\":[1,-2.5e+3,{}],\"b\":\"\\\"]}\"},\"format\":\"faultline-hotlist\",\"version\":1,\"pages\":"
-		"[{\"region\":1,\"seen\":[[],null,true],\"offset\":8192,\"first_touch_ns\":null},{\"region\":0,\"offset\":0}],"
+		"[{\"region\":1,\"seem\":[[],null,true],\"offset\":8192,\"first_touch_ns\":null},{\"region\":0,\"offset\":0}],"
 		"\"a key that is much longer than any of ours could ever be\":false}",
 		/* Escapes in keys and values. */
 		"{\"form\\u0061t\":\"faultline\\u002dhotlist\",\"version\":1,\"p\\u0061ges\":[{\"r\\u0065gion\":1,\"offset\":8192},"
@@ -202,15 +202,16 @@ static void test_json_cut_at_every_byte(void **state)
 
 /* ---- CSV ---- */
 
+#define CSV_HEADER "region,offset,first_touch_ns,seen,corrected_ns,vcpu,kind,spread,present\n"
+
 static void test_csv_written(void **state)
 {
 	(void)state;
 	_cleanup_hotlist_ struct hotlist *empty = hotlist_new();
-	assert_encodes_to(empty, HOTLIST_CSV, "region,offset,first_touch_ns,seen\n");
+	assert_encodes_to(empty, HOTLIST_CSV, CSV_HEADER);
 
 	_cleanup_hotlist_ struct hotlist *list = LIST({ 1, 4096 }, { 0, 0 }, { 1, UINT64_MAX });
-	assert_encodes_to(list, HOTLIST_CSV,
-			  "region,offset,first_touch_ns,seen\n1,4096,,1\n0,0,,1\n1,18446744073709551615,,1\n");
+	assert_encodes_to(list, HOTLIST_CSV, CSV_HEADER "1,4096,,1,,,,,\n0,0,,1,,,,,\n1,18446744073709551615,,1,,,,,\n");
 }
 
 static void test_csv_read(void **state)
@@ -316,7 +317,7 @@ static void test_format_names(void **state)
 	assert_int_equal(hotlist_format_parse("CSV", &format, &err), -EINVAL);
 	assert_int_equal(hotlist_format_parse("", &format, &err), -EINVAL);
 	assert_int_equal(format, HOTLIST_CSV);
-	assert_string_equal(err.message, "no list format \"\": use hpl1, json or csv");
+	assert_string_equal(err.message, "no list format \"\": use hpl1, hpl2, json or csv");
 }
 
 int main(void)

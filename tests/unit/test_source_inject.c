@@ -88,7 +88,8 @@ static void assert_refused(struct source *inner, const char *spec, const char *p
 	assert_null(source);
 	assert_string_equal(err.code, "bad_inject");
 	snprintf(expected, sizeof expected,
-		 "'%s' is not understood: say delay=5ms, rate=100MB/s or error=0x1000+0x2000, with commas between them",
+		 "'%s' is not understood: say delay=5ms, rate=100MB/s, error=0x1000+0x2000 or only=FILE (a bit for each page), "
+		 "with commas between them",
 		 part);
 	assert_string_equal(err.message, expected);
 }
@@ -145,6 +146,11 @@ static void test_bad_specs(void **state)
 		"error=0+18446744073709551616",
 		"error=99999999999999999999999+1",
 		"error=5+0",
+		"only",
+		"only=",
+		"only=/nonexistent",
+		"only=/dev/null",
+		"only=/",
 		"inject=1",
 		"=",
 	};
@@ -348,6 +354,40 @@ static void test_rate_leaves_out_what_found_no_room(void **state)
 	assert_int_equal(more.result, 0);
 }
 
+/* The second page of four alone is slow: it is never in memory, the others are as they were. */
+static void test_only_some_pages(void **state)
+{
+	struct image *image = *state;
+	char path[128], spec[160], twice[320];
+	uint8_t buffer[3 * PAGE];
+	struct error err;
+	struct source *source = NULL;
+	FILE *file;
+
+	file = fopen(scratch_path(&image->scratch, "only", path), "we");
+	assert_non_null(file);
+	assert_int_equal(fputc(0x40, file), 0x40);
+	fclose(file);
+	snprintf(spec, sizeof spec, "delay=1us,only=%s", path);
+	snprintf(twice, sizeof twice, "%s,only=%s", spec, path);
+	assert_int_equal(source_inject_new(image->inner, twice, &source, &err), -EINVAL);
+
+	source = wrapped(image, spec);
+	assert_int_equal(source_read_now(source, buffer, PAGE, 0), 0);
+	assert_image(buffer, PAGE, 0, SIZE);
+	assert_int_equal(source_read_now(source, buffer, PAGE, PAGE), -EAGAIN);
+	assert_int_equal(source_read_now(source, buffer, 2 * PAGE, 0), -EAGAIN);
+	assert_int_equal(source_read_now(source, buffer, 2 * PAGE, PAGE), -EAGAIN);
+	assert_int_equal(source_read_now(source, buffer, PAGE / 2, 2 * PAGE - 1), -EAGAIN);
+	assert_int_equal(source_read_now(source, buffer, PAGE, 2 * PAGE), 0);
+	assert_image(buffer, PAGE, 2 * PAGE, SIZE);
+	/* Behind the bitmap's end, pages are fast. */
+	assert_int_equal(source_read_now(source, buffer, PAGE, 9 * PAGE), 0);
+	assert_image(buffer, PAGE, 9 * PAGE, SIZE);
+	assert_int_equal(source_read(source, buffer, 3 * PAGE, 0), 0);
+	assert_image(buffer, 3 * PAGE, 0, SIZE);
+}
+
 #define CASE(test) cmocka_unit_test_setup_teardown(test, make, unmake)
 
 int main(void)
@@ -355,6 +395,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		CASE(test_good_specs),
 		CASE(test_bad_specs),
+		CASE(test_only_some_pages),
 		CASE(test_bad_part_among_good_ones),
 		CASE(test_number_of_ranges),
 		CASE(test_error_ranges),

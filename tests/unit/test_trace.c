@@ -379,6 +379,25 @@ static void no_two_pages_share_a_word(void **state)
 		}
 }
 
+static void spreading_deals_bursts_out(void **state)
+{
+	(void)state;
+	_cleanup_trace_ struct trace *trace = parse(HEADER "0,0,1,0,r\n1,1,2,1,w\n2,2,3,0,x\n3,3,4,0,r\n4,4,5,1,r\n5,5,6,0,r\n"), *spread = NULL;
+	/* Of vCPU 0, two to each from the first on; of vCPU 1, from the third on. */
+	static const uint16_t expected[] = { 0, 2, 0, 1, 2, 1 };
+
+	assert_int_equal(trace_spread(trace, 4, 2, &spread, NULL), 0);
+	assert_int_equal(spread->count, 6);
+	assert_int_equal(spread->vcpus, 4);
+	assert_int_equal(spread->length_ns, trace->length_ns);
+	for (size_t i = 0; i < spread->count; i++) {
+		assert_int_equal(spread->touches[i].vcpu, expected[i]);
+		assert_int_equal(spread->touches[i].page, trace->touches[i].page);
+		assert_int_equal(spread->touches[i].at, trace->touches[i].at);
+		assert_int_equal(spread->touches[i].kind, trace->touches[i].kind);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -401,6 +420,7 @@ int main(void)
 		cmocka_unit_test(a_page_outside_of_the_image_is_named),
 		cmocka_unit_test(the_bitmap_lies_beside_the_trace),
 		cmocka_unit_test(a_list_has_the_pages_in_their_order),
+		cmocka_unit_test(spreading_deals_bursts_out),
 		cmocka_unit_test(no_two_pages_share_a_word),
 	};
 

@@ -17,7 +17,7 @@ class ServerError(Exception):
 class Server:
     """A page server of our own. Start it from the main thread: it dies with the thread that started it."""
 
-    def __init__(self, binary, directory):
+    def __init__(self, binary, directory, *options, environment=None):
         self.binary = str(binary)
         self.run_dir = pathlib.Path(directory) / "run"
         self.log = pathlib.Path(directory) / "serve.log"
@@ -25,8 +25,8 @@ class Server:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, open(self.log, "wb") as stderr:
             notify.bind(str(notify_path))
             self.process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "TERM", "--", self.binary, "serve", "--run-dir", str(self.run_dir)],
-                env={**os.environ, "NOTIFY_SOCKET": str(notify_path)}, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr,
+                ["setpriv", "--pdeathsig", "TERM", "--", self.binary, "serve", "--run-dir", str(self.run_dir), *options],
+                env={**os.environ, **(environment or {}), "NOTIFY_SOCKET": str(notify_path)}, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr,
                 start_new_session=True,
             )  # fmt: skip
             self._wait_ready(notify)

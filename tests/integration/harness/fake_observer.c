@@ -153,14 +153,18 @@ static int hot_list(void *data, observed_fork number, struct hotlist **ret, stru
 		return -ENODATA;
 	}
 	for (size_t i = 0; i < fake->page_count; i++) {
-		struct hot_touch touch = { .raw_ns = i + 1, .corrected_ns = i + 1, .seen = 1, .vcpu = i & 1 };
+		struct hot_touch touch = { .raw_ns = i + 1,
+					   .corrected_ns = i + 1,
+					   .seen = 1,
+					   .vcpu = i & 1,
+					   .flags = fake->present ? HOT_WAS_PRESENT : 0 };
 		if (hotlist_add_touch(list, fake->pages[i].region, fake->pages[i].offset, &touch) < 0)
 			die("out of memory");
 	}
 	struct hotlist_origin origin = { .runs = 1,
 					 .events_lost = fake->events_lost,
 					 .window_ns = UINT32_MAX,
-					 .window_end = HOT_WINDOW_SETTLED,
+					 .window_end = (uint32_t)fake->window_end,
 					 .clock = HOT_CLOCK_CORRECTED,
 					 .tier = FAKE_TIER };
 	if (hotlist_set_origin(list, &origin) < 0)

@@ -12,7 +12,7 @@
 #include "integration/harness/server.h"
 #include "serve/observer.h"
 
-#define FAKE_FORKS_MAX	 16
+#define FAKE_FORKS_MAX	 64
 #define FAKE_REGIONS_MAX 16
 #define FAKE_STAMPS_MAX	 65536
 #define FAKE_PAGES_MAX	 4096
@@ -29,6 +29,8 @@ struct fake_observer {
 	struct observed_figures figures;
 	struct hot_page pages[FAKE_PAGES_MAX]; /* of every fork's recording */
 	_Atomic size_t page_count;
+	_Atomic bool present; /* they were there when they were touched */
+	_Atomic int window_end;
 	_Atomic uint64_t events_lost;
 	_Atomic uint64_t trace_lost; /* told once */
 	unsigned pagers;	     /* as the server said */

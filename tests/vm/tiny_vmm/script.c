@@ -8,18 +8,17 @@
 
 #include "base/cleanup.h"
 
-const char script_help[] =
-	"A script has a line for each thing that a vCPU does, in each vCPU's own order:\n"
-	"  VCPU r PAGE          read the page (of the image, counted from 0)\n"
-	"  VCPU w PAGE          write to it\n"
-	"  VCPU x PAGE          run what is in it: its first byte must be 0xc3 (ret)\n"
-	"  VCPU at NS           go on no sooner than this many nanoseconds after the start\n"
-	"  VCPU pause NS        do nothing for so long, without sleeping\n"
-	"  VCPU spin OTHER N    go on when vCPU OTHER has done N touches; until then, spin\n"
-	"  VCPU halt OTHER N    the same, halted; OTHER sends an interrupt then (--irqchip)\n"
-	"  VCPU ready           tell the server that the guest is ready\n"
-	"  VCPU hold            print {\"event\":\"hold\"} and go on when a line comes on stdin\n"
-	"Empty lines, and what follows a '#', don't count.\n";
+const char script_help[] = "A script has a line for each thing that a vCPU does, in each vCPU's own order:\n"
+			   "  VCPU r PAGE          read the page (of the image, counted from 0)\n"
+			   "  VCPU w PAGE          write to it\n"
+			   "  VCPU x PAGE          run what is in it: its first byte must be 0xc3 (ret)\n"
+			   "  VCPU at NS           go on no sooner than this many nanoseconds after the start\n"
+			   "  VCPU pause NS        do nothing for so long, without sleeping\n"
+			   "  VCPU spin OTHER N    go on when vCPU OTHER has done N touches; until then, spin\n"
+			   "  VCPU halt OTHER N    the same, halted; OTHER sends an interrupt then (--irqchip)\n"
+			   "  VCPU ready           tell the server that the guest is ready\n"
+			   "  VCPU hold            print {\"event\":\"hold\"} and go on when a line comes on stdin\n"
+			   "Empty lines, and what follows a '#', don't count.\n";
 
 /* Far more than a guest of 4 GiB has pages; what it needs of memory is small. */
 #define ACTIONS_MAX (4u << 20)
@@ -120,7 +119,8 @@ static int read_line(struct reader *reader, char *text)
 	if (verb->has_other) {
 		word = strtok_r(NULL, " \t\r\n", &rest);
 		if (!parse_number(word, VCPUS_MAX - 1, &other) || other == vcpu)
-			return refuse(reader, "'%s' waits for another vCPU, and '%s' is none", verb->name, word ? word : "");
+			return refuse(reader, "'%s' waits for another vCPU, and '%s' is none", verb->name,
+				      word ? word : "");
 	}
 	if (verb->has_value) {
 		word = strtok_r(NULL, " \t\r\n", &rest);
@@ -178,7 +178,8 @@ static int check_waits(const struct script *script, const char *name)
 				continue;
 			if (action->value > script->vcpus[action->other].touches) {
 				fprintf(stderr,
-					"faultline-tiny-vmm: %s: vCPU %u waits for touch %" PRIu64 " of vCPU %u, which has only %zu\n",
+					"faultline-tiny-vmm: %s: vCPU %u waits for touch %" PRIu64
+					" of vCPU %u, which has only %zu\n",
 					name, i, action->value, action->other, script->vcpus[action->other].touches);
 				return -1;
 			}

@@ -7,7 +7,7 @@
 #include <stdio.h>
 
 #define VCPUS_MAX 8
-#define PAGE_SIZE 4096ull
+#define PAGE_SIZE ((uint64_t)4096)
 
 enum touch_kind { TOUCH_READ, TOUCH_WRITE, TOUCH_FETCH };
 

@@ -1,0 +1,222 @@
+/* One turn's pages: which of them are still absent, where their bytes come from, and putting them in. */
+#include <errno.h>
+
+#include "base/clock.h"
+#include "prefetch/engine_internal.h"
+#include "prefetch/from_image.h"
+
+/* Small pages that one read brings at most; one of a huge page brings that. */
+#define READ_SIZE (1u << 20)
+
+/* Pages a call: the pager waits for at most one call, so steps are small while the guest asks for pages, larger when it does not. */
+#define STEP_MIN 16
+#define STEP_MAX 256
+
+/* A guest that is changing its memory map lets nothing in; it does not say when that is over. */
+#define RETRY_NS (1 * NSEC_PER_MSEC)
+
+static void count(_Atomic uint64_t *counter, uint64_t n)
+{
+	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+
+/* What became of the slice's next pages, which lie in its current run. */
+static void tally(struct prefetch_job *job, struct slice *slice, const struct stream_outcome *outcome)
+{
+	uint64_t pages = outcome->copied + outcome->present + outcome->removed + outcome->skipped + outcome->unreadable;
+
+	count(&job->copied, outcome->copied);
+	count(&job->present, outcome->present);
+	count(&job->removed, outcome->removed);
+	count(&job->skipped, outcome->skipped);
+	count(&job->unreadable, outcome->unreadable);
+	if (job->stream)
+		stream_settle(job->stream, &slice->window, slice->window.count - (unsigned)slice->left, outcome);
+
+	slice->left -= pages;
+	slice->at += pages;
+	if (slice->at == slice->runs[slice->run].count) {
+		slice->run++;
+		slice->at = 0;
+	}
+}
+
+/* Pages of the current run that one call may take, chosen by whether the guest has asked for pages since the last. */
+static uint64_t choose_step(const struct prefetch_job *job, struct slice *slice, uint64_t page_size)
+{
+	uint64_t demands = atomic_load_explicit(&job->memory->demands, memory_order_relaxed);
+
+	if (slice->step == 0 || demands != slice->demands_seen)
+		slice->step = STEP_MIN;
+	else if (slice->step < STEP_MAX)
+		slice->step *= 2;
+	slice->demands_seen = demands;
+
+	uint64_t fits = BUFFER_SIZE / page_size;
+	return slice->step < fits ? slice->step : fits;
+}
+
+/* Of PAGES from PAGE on, those at the beginning that need nothing are counted. Whether there were any. */
+static bool skip_settled(struct prefetch_job *job, struct slice *slice, uint64_t page, uint64_t pages)
+{
+	const struct page_states *states = job->memory->states;
+	enum page_state state = page_states_get(states, page);
+
+	if (state == PAGE_ABSENT)
+		return false;
+	uint64_t n = page_states_run(states, page, pages, state);
+	struct stream_outcome outcome = { .removed = state == PAGE_REMOVED ? n : 0,
+					  .present = state == PAGE_REMOVED ? 0 : n };
+	tally(job, slice, &outcome);
+	return true;
+}
+
+/* Where pages' bytes come from: a buffer, or the image's own mapping, which a truncation may be cutting short. */
+struct bytes {
+	const void *data;
+	bool mapped;
+	size_t length;
+	uint64_t offset; /* in the image */
+};
+
+/* Copies absent pages. -ESTALE: one of them may have zeros for an end, and the fork is lost. */
+static int copy_absent(struct worker *worker, struct prefetch_job *job, uint64_t page, uint64_t pages,
+		       const struct bytes *bytes, struct supply *ret)
+{
+	if (!bytes->mapped) {
+		*ret = guest_memory_supply(job->memory, page, pages, bytes->data, WAKE_NOW);
+		return 0;
+	}
+	int r = supply_from_image(job->memory, job->source, &worker->leasing, page, pages, bytes->data, bytes->length,
+				  bytes->offset, WAKE_NOW, ret);
+	if (r < 0)
+		job->lost(job);
+	return r;
+}
+
+/* Puts in as many of PAGES as are still absent without a gap. 0, or negative errno. */
+static int put(struct worker *worker, struct prefetch_job *job, struct slice *slice, uint64_t page, uint64_t pages,
+	       const struct bytes *bytes)
+{
+	struct guest_memory *memory = job->memory;
+	struct supply supply = { .outcome = SUPPLY_DONE };
+	uint64_t seen = guest_memory_events(memory);
+	int r = 0;
+
+	guest_memory_enter(memory);
+	uint64_t absent = page_states_run(memory->states, page, pages, PAGE_ABSENT);
+	if (absent > 0)
+		r = copy_absent(worker, job, page, absent, bytes, &supply);
+	guest_memory_leave(memory);
+
+	tally(job, slice,
+	      &(struct stream_outcome){ .copied = supply.copied, .present = supply.present, .skipped = supply.skipped });
+	if (r < 0)
+		return r;
+	switch (supply.outcome) {
+	case SUPPLY_GONE:
+		return -ESRCH;
+	case SUPPLY_NO_MEMORY:
+		atomic_store(&job->wanting, regions_of_page(memory->regions, memory->region_count, page)->page_size);
+		return supply.error;
+	case SUPPLY_FAILED:
+		return supply.error;
+	case SUPPLY_RETRY:
+		guest_memory_wait_event(memory, seen, RETRY_NS);
+		/* fall through */
+	default:
+		return 0;
+	}
+}
+
+/* From the image's mapping, where the pages are known to be in memory. -EAGAIN: they are not. */
+static int put_mapped(struct worker *worker, struct prefetch_job *job, struct slice *slice, uint64_t page,
+		      uint64_t pages, size_t size, uint64_t offset)
+{
+	struct bytes bytes = { .mapped = true, .length = size, .offset = offset };
+
+	bytes.data = source_peek(job->source, size, offset, now_ns());
+	if (!bytes.data)
+		return -EAGAIN;
+	int r = put(worker, job, slice, page, pages, &bytes);
+	return r == -EFAULT ? -EAGAIN : r;
+}
+
+/* To the worker's buffer. -EAGAIN: that would take time, and is not for this slice. */
+static int read_pages(struct worker *worker, struct prefetch_job *job, struct slice *slice, uint64_t pages,
+		      size_t page_size, uint64_t offset)
+{
+	int r = source_read_now(job->source, worker->buffer, pages * page_size, offset);
+
+	if (r != -EAGAIN || slice->whole)
+		return r;
+	begin_waiting(worker, job, slice, pages);
+	r = source_read(job->source, worker->buffer, pages * page_size, offset);
+	end_waiting(worker, job);
+	return r;
+}
+
+/* One read, as long as the buffer lets it be; but the guest's own faults never wait for more than a step of it. */
+static int put_read(struct worker *worker, struct prefetch_job *job, struct slice *slice, uint64_t page, uint64_t pages,
+		    size_t page_size, uint64_t offset)
+{
+	int r = read_pages(worker, job, slice, pages, page_size, offset);
+	if (r < 0 && r != -EAGAIN && pages > 1) {
+		/* Which of them is it? The others are still wanted. */
+		pages = 1;
+		r = read_pages(worker, job, slice, pages, page_size, offset);
+	}
+	if (r == -EAGAIN && slice->whole) {
+		leave_to_readers(worker, job, slice);
+		return 0;
+	}
+	if (r < 0) {
+		int none = 0;
+		atomic_compare_exchange_strong(&job->first_error, &none, r);
+		tally(job, slice, &(struct stream_outcome){ .unreadable = 1 });
+		return 0;
+	}
+
+	uint64_t end = slice->left - pages;
+	while (slice->left > end) {
+		uint64_t left = slice->left, rest = left - end, most = choose_step(job, slice, page_size);
+		const char *data = (const char *)worker->buffer + (pages - rest) * page_size;
+
+		r = put(worker, job, slice, page + pages - rest, rest < most ? rest : most,
+			&(struct bytes){ .data = data });
+		if (r < 0 || slice->left == left)
+			return r;
+	}
+	return 0;
+}
+
+/* One call's worth of pages in memory, or one read. 0, or negative errno: the job is given up. */
+static int step(struct worker *worker, struct prefetch_job *job, struct slice *slice)
+{
+	struct guest_memory *memory = job->memory;
+	const struct plan_run *run = &slice->runs[slice->run];
+	uint64_t rest = run->count - slice->at < slice->left ? run->count - slice->at : slice->left;
+	uint64_t page = run->page + slice->at;
+
+	if (skip_settled(job, slice, page, rest))
+		return 0;
+	const struct region *region = regions_of_page(memory->regions, memory->region_count, page);
+	uint64_t most = choose_step(job, slice, region->page_size);
+	uint64_t pages = page_states_run(memory->states, page, rest, PAGE_ABSENT), few = pages < most ? pages : most;
+	if (pages == 0)
+		return 0; /* it has just been settled */
+
+	uint64_t offset = region_image_offset(region, page), fits = READ_SIZE / region->page_size ?: 1;
+	int r = put_mapped(worker, job, slice, page, few, few * region->page_size, offset);
+	return r == -EAGAIN ? put_read(worker, job, slice, page, pages < fits ? pages : fits, region->page_size, offset)
+			    : r;
+}
+
+int work_on(struct worker *worker, struct prefetch_job *job, struct slice *slice)
+{
+	int r = 0;
+
+	while (slice->left > 0 && r == 0)
+		r = is_stopping(worker->engine) ? -ECANCELED : step(worker, job, slice);
+	return r;
+}
