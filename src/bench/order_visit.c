@@ -16,7 +16,11 @@
 #define SLOW_REMOTE_SPEC "delay=500us,rate=200MB/s"
 
 /* A recording counts as settled after two seconds of quiet. */
-#define REST_NS	    (2500 * NSEC_PER_MSEC)
+#define REST_NS (2500 * NSEC_PER_MSEC)
+/* How long, and how often, it is tried to have the image out of the page cache. */
+#define COLD_PATIENCE_NS (3 * NSEC_PER_SEC)
+#define COLD_AGAIN_NS	 (50 * NSEC_PER_MSEC)
+
 #define LATER_PAGES 15000
 
 /* ---- the template ---- */
@@ -55,13 +59,16 @@ int order_add_template(struct order_run *run, struct error *err)
 	return r;
 }
 
-/* A server keeps its templates' images mapped. */
+/* A server keeps its templates' images mapped, and lets go of them some time after they are removed. */
 static int make_cold(struct order_run *run, struct error *err)
 {
-	int r = order_remove_template(run, err);
+	uint64_t end = now_ns() + COLD_PATIENCE_NS;
+	int r = order_remove_template(run, err), waited = 0;
 
-	if (r >= 0)
-		r = workload_evict(run->workload, err);
+	while (r >= 0 && (r = workload_evict(run->workload, err)) == -EBUSY && now_ns() < end && waited == 0) {
+		waited = processes_wait(&run->bench->processes, -1, COLD_AGAIN_NS, err);
+		r = waited;
+	}
 	return r < 0 ? r : order_add_template(run, err);
 }
 
@@ -103,7 +110,7 @@ static int live(struct order_run *run, struct order_visit *visit, struct replay_
 
 	if (r >= 0)
 		r = check_pages(&visit->result, err);
-	if (r < 0 || run->situation->story != STORY_LONG_LIFE || visit->hot_list)
+	if (r < 0 || run->situation->story != STORY_LONG_LIFE || !visit->kernel)
 		return r;
 	r = processes_wait(&run->bench->processes, -1, REST_NS, err);
 	return r < 0 ? r : replay_linger(guest, err);

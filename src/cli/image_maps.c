@@ -136,13 +136,24 @@ static const struct file *find_named(const struct files *files, const char *name
 	return NULL;
 }
 
+/* A library that is just being mapped has nothing executable so far. */
+static bool is_program(const struct file *file)
+{
+	_cleanup_close_ int fd = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	char start[4];
+
+	return fd >= 0 && pread(fd, start, sizeof start, 0) == (ssize_t)sizeof start &&
+	       !memcmp(start, "\177ELF", sizeof start);
+}
+
 static const struct file *find_largest(const struct files *files, struct error *err)
 {
 	const struct file *largest = NULL;
 
 	for (size_t i = 0; i < files->count; i++) {
 		const struct file *file = &files->all[i];
-		if (!file->executable && file->size >= IMAGE_GUESS_MIN && (!largest || file->size > largest->size))
+		if (!file->executable && file->size >= IMAGE_GUESS_MIN && (!largest || file->size > largest->size) &&
+		    !is_program(file))
 			largest = file;
 	}
 	if (!largest)

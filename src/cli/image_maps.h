@@ -30,12 +30,12 @@ void image_maps_clear(struct image_maps *maps);
 #define _cleanup_image_maps_ _cleanup_(image_maps_clear)
 
 /*
- * FILE, or, where that is NULL, the file of which PID has most mapped, IMAGE_GUESS_MIN at least, without any part that it may execute. 0;
+ * FILE, or, where that is NULL, the file of which PID has most mapped, IMAGE_GUESS_MIN at least, without any part that it may execute, and no library. 0;
  * -ENOENT: it has none (ERR says so); -ESRCH: no such process; or what reading failed with.
  */
 int image_maps_read(pid_t pid, const char *file, struct image_maps *ret, struct error *err);
 
-/* How many bytes of them the process has touched so far: pages that it won't be seen to touch first. 0 where that can't be known. */
+/* How many bytes of them are in the process's page tables so far: it won't be seen to touch those first. 0 where that can't be known. */
 uint64_t image_maps_present(pid_t pid, const struct image_maps *maps);
 
 /* Whether the process is a KVM virtual machine. */

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -205,6 +206,15 @@ static bool has_settled(struct profile *profile)
 	return profile->settle_s > 0 && seconds_since(profile->mark_ns) >= profile->settle_s;
 }
 
+/* Of a process that has just ended, what was counted last stays. */
+static void count_mapped(struct profile *profile)
+{
+	uint64_t mapped = image_maps_present(profile->pid, &profile->maps);
+
+	if (mapped)
+		profile->mapped = mapped;
+}
+
 static int sample(struct profile *profile, struct error *err)
 {
 	struct error ignored;
@@ -219,6 +229,7 @@ static int sample(struct profile *profile, struct error *err)
 	if (profile->watch_until_ns && now_ns() > profile->watch_until_ns && !profile->watch.leaving)
 		map_watch_leave(&profile->watch);
 	/* It may have grown, or be about to end. */
+	count_mapped(profile);
 	(void)profile_look(profile, profile->pid, &ignored);
 	if (profile->duration_s > 0 && seconds_since(profile->attached_ns) >= profile->duration_s)
 		profile->end = PROFILE_DURATION;
@@ -319,6 +330,12 @@ static int start(struct profile *profile, struct error *err)
 	profile->started_ns = now_ns();
 	if (profile->memory && stat(profile->memory, &st) < 0)
 		return error_set(err, -errno, "bad_memory", "cannot look at the memory image %s: %m", profile->memory);
+	/*
+	 * Inherited by the command: where the page cache has the image in pieces of 2 MiB, a touch would map 512 pages at once. Linux 6.18 does so all
+	 * the same; of a process that runs already it can't be had.
+	 */
+	if (profile->command)
+		prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 	if (profile->command)
 		return child_start_held(profile->command, none, map_watch_seize, &profile->watch, &profile->child, err);
 	int r = follow(profile, err);
@@ -375,6 +392,7 @@ static int take_profile(struct profile *profile, struct hotlist **ret, struct er
 		r = run_until_end(profile, err);
 	if (r >= 0) {
 		profile->window_s = seconds_since(profile->attached_ns);
+		count_mapped(profile);
 		r = profile_list(profile, &list, err);
 	}
 	fault_around_restore(&profile->around);

@@ -38,6 +38,7 @@ struct profile {
 	bool attached;
 	uint64_t fork, attached_ns;
 	uint64_t present_before; /* bytes */
+	uint64_t mapped;	 /* the same later, as seen last: what was mapped along with the touches is in it */
 	uint64_t touches, mark_touches, mark_ns;
 	enum profile_end end;
 	double window_s;

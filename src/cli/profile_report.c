@@ -25,15 +25,22 @@ static unsigned long page_size(void)
 	return (unsigned long)sysconf(_SC_PAGESIZE);
 }
 
-static bool is_coarse(const struct profile *profile)
+/* Pages that came into the page tables since the beginning. */
+static uint64_t mapped_pages(const struct profile *profile)
 {
-	return profile->around.bytes > page_size();
+	return profile->mapped > profile->present_before ? (profile->mapped - profile->present_before) / page_size() : 0;
+}
+
+/* Some came along with others' touches, and would not be seen to be touched. A twentieth may be what was touched since the last look. */
+static bool is_coarse(const struct profile *profile, const struct hotlist *list)
+{
+	return mapped_pages(profile) > list->count + list->count / 20;
 }
 
 static int print_json(const struct profile *profile, const struct hotlist *list)
 {
 	const struct hotlist_origin *origin = list->origin;
-	json_t *value = json_pack("{s:s,s:s,s:I,s:i,s:s,s:b,s:I,s:s,s:f,s:s,s:s?,s:s,s:I,s:{s:I,s:b,s:s?},s:I,s:b}",
+	json_t *value = json_pack("{s:s,s:s,s:I,s:i,s:s,s:b,s:I,s:s,s:f,s:s,s:s?,s:s,s:I,s:{s:I,s:b,s:s?},s:I,s:I,s:b}",
 				  "list", profile->list_path, "format", hotlist_format_name(profile->format), "pages",
 				  (json_int_t)list->count, "pid", (int)profile->pid, "memory", profile->maps.path,
 				  "memory_guessed", !profile->memory, "regions", (json_int_t)profile->maps.count,
@@ -44,7 +51,8 @@ static int print_json(const struct profile *profile, const struct hotlist *list)
 				  (json_int_t)profile->around.bytes, "set",
 				  !profile->around.why[0] && profile->around.before != 0, "why",
 				  profile->around.why[0] ? profile->around.why : NULL, "present_before",
-				  (json_int_t)(profile->present_before / page_size()), "kvm", profile->kvm);
+				  (json_int_t)(profile->present_before / page_size()), "mapped_pages",
+				  (json_int_t)mapped_pages(profile), "kvm", profile->kvm);
 
 	if (!value) {
 		cli_error("out of memory, or a name that is not UTF-8");
@@ -55,18 +63,22 @@ static int print_json(const struct profile *profile, const struct hotlist *list)
 	return exit_code;
 }
 
-static void print_fault_around(FILE *out, const struct profile *profile)
+static void print_coarseness(FILE *out, const struct profile *profile, const struct hotlist *list)
 {
 	const struct fault_around *around = &profile->around;
 
-	if (is_coarse(profile))
-		fprintf(out,
-			"  coarse  the kernel maps up to %lu pages at a touch%s, and the others of them aren't seen: %s\n",
-			around->bytes / page_size(), profile->maps.shared ? "" : " that only reads",
-			around->why[0] ? around->why : "--fault-around keep");
+	if (around->bytes > page_size())
+		fprintf(out, "  around  the kernel maps up to %lu pages at a touch that reads (fault-around): %s\n",
+			around->bytes / page_size(), around->why[0] ? around->why : "--fault-around keep");
 	else if (around->before > page_size())
-		fprintf(out, "  exact   fault-around was one page meanwhile, and is %lu KiB again\n",
+		fprintf(out, "  around  fault-around was set to one page meanwhile, and is %lu KiB again\n",
 			around->before >> 10);
+	if (is_coarse(profile, list))
+		fprintf(out,
+			"  coarse  %llu pages were mapped, so %llu came along with touches of others, and theirs aren't seen%s\n",
+			(unsigned long long)mapped_pages(profile),
+			(unsigned long long)(mapped_pages(profile) - list->count),
+			around->bytes > page_size() ? "" : ": the page cache has the image in large pieces");
 }
 
 static void print_text(FILE *out, const struct profile *profile, const struct hotlist *list)
@@ -90,7 +102,7 @@ static void print_text(FILE *out, const struct profile *profile, const struct ho
 			(unsigned long long)(profile->present_before / page_size()));
 	if (origin && origin->events_lost)
 		fprintf(out, "  lost    %llu events: pages are missing\n", (unsigned long long)origin->events_lost);
-	print_fault_around(out, profile);
+	print_coarseness(out, profile, list);
 	if (observe_lacks(profile->observe))
 		fprintf(out, "  lacks   %s\n", observe_lacks(profile->observe));
 }

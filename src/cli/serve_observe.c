@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "cli/cli.h"
 #include "observe/observe.h"
+#include "observe/privileges.h"
 
 /* "4M", "65536", "64K": bytes within what a ring may have. */
 static int parse_ring(const char *text, size_t *ret)
@@ -55,6 +56,17 @@ static void say(const struct observe *observe)
 		log_info("observation", "this kernel needs %s for each fork, so it is kept", kept);
 }
 
+/* Where nothing is observed: what it would have taken is given up all the same. */
+static void give_up_privileges(void)
+{
+	char kept[PRIVILEGES_TEXT_SIZE];
+	int r = privileges_drop(NULL, kept, sizeof kept);
+
+	if (r < 0)
+		log_warning("observation", "capabilities that aren't needed can't be given up, ignoring: %s",
+			    strerror(-r));
+}
+
 int serve_observe_start(void *data, const char *run_dir, unsigned pagers, const struct observer **ret, struct error *err)
 {
 	struct serve_observe *observing = data;
@@ -66,8 +78,10 @@ int serve_observe_start(void *data, const char *run_dir, unsigned pagers, const 
 	};
 	struct error why = { 0 };
 
-	if (observing->off)
+	if (observing->off) {
+		give_up_privileges();
 		return 0;
+	}
 	int r = observe_new(&config, &observing->observe, &why);
 	if (r < 0 && observing->require) {
 		*err = why;
@@ -76,6 +90,7 @@ int serve_observe_start(void *data, const char *run_dir, unsigned pagers, const 
 	}
 	if (r < 0) {
 		log_warning("observation", "no tier works, so forks are served unobserved: %s", why.message);
+		give_up_privileges();
 		return 0;
 	}
 	if (observe_pin(observing->observe, run_dir, &why) < 0)

@@ -28,6 +28,7 @@ struct tracing {
 	char *line; /* that has come in part */
 	size_t size;
 	uint64_t shown, seen, lost;
+	bool unread;  /* whoever read standard output has gone */
 	char end[32]; /* why the server ended it, or "" */
 	struct error err;
 	int result;
@@ -103,7 +104,10 @@ static bool flush(struct tracing *t)
 {
 	if (t->perfetto)
 		perfetto_flush(t->perfetto);
-	return fflush(stdout) == 0;
+	if (fflush(stdout) == 0)
+		return true;
+	t->unread = errno == EPIPE;
+	return false;
 }
 
 static bool take(void *data, const char *bytes, size_t size)
@@ -198,6 +202,9 @@ static int finish(struct tracing *t, int r)
 			      t->args->arguments[0]);
 	if (r < 0)
 		return cli_fail(t->args->json, &t->err);
+	/* As with a program that SIGPIPE ends: `trace ID | head` is no failure. */
+	if (t->unread)
+		return EXIT_OK;
 	if (!t->args->json)
 		report(t);
 	return cli_finish_output();

@@ -283,8 +283,8 @@ static const struct cli_option options[] = {
 	  .help = "every other run, from the first on, with the image out of the page cache",
 	  .manual =
 		  "Order that repeats while stalls don't is the guest's own: runs under unlike conditions show better which clock is right. It takes a "
-		  "second template of the same image while it runs, and nothing but the right to read the image. Pages that others have "
-		  "mapped, as the server has those of forks of TEMPLATE, stay; the report says how many." },
+		  "second template of the same image while it runs. Pages that anybody has mapped, as the server has those of its templates, stay in the "
+		  "page cache: then it is a template of a copy of the image, in $TMPDIR or /var/tmp. What stayed in memory all the same is in the report." },
 	{ 0 },
 };
 

@@ -34,6 +34,7 @@ struct warmup_job {
 
 	char *run_dir;				  /* absolute, for the command */
 	char *memory, *state, *inject, *own_list; /* of the template; NULL: none */
+	char *copy;				  /* of the image, which nobody else has mapped; NULL: none */
 	char stand_in[64]; /* template of the same image that forks are made from while it is to be cold; "": none */
 
 	struct warmup_run *done; /* RUNS of them */
@@ -57,7 +58,7 @@ int warmup_template_get(struct warmup_job *job, struct error *err);
 const char *warmup_template_name(const struct warmup_job *job);
 /* Puts the image out of the page cache, as far as that goes, and notes how far that was. */
 int warmup_template_cool(struct warmup_job *job, struct warmup_run *run, struct error *err);
-/* Forgets the stand-in. */
+/* Forgets the stand-in, and removes the copy. */
 void warmup_template_clear(struct warmup_job *job);
 
 /* ---- warmup_report.c ---- */

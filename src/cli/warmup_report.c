@@ -58,13 +58,13 @@ static int print_json(const struct warmup_job *job, const struct merge_result *m
 	for (unsigned i = 0; i < job->runs; i++)
 		json_array_append_new(runs, encode_run(&job->done[i]));
 	json_t *value =
-		json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:s,s:s,s:o,s:o,s:b,s:o}", "template", job->template, "list",
+		json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:s,s:s,s:o,s:o,s:o}", "template", job->template, "list",
 			  job->list_path, "format", hotlist_format_name(job->format), "pages", (json_int_t)list->count,
 			  "pages_in_all_runs", (json_int_t)count_in_all(list, job->runs), "rare_pages",
 			  (json_int_t)merged->tail, "dropped_pages", (json_int_t)merged->dropped, "clock",
 			  hot_clock_name(vote->clock), "clock_reason", reason_name(vote->reason), "agreement_raw",
 			  encode_agreement(vote, vote->agreement_raw), "agreement_corrected",
-			  encode_agreement(vote, vote->agreement_corrected), "set", job->set, "runs", runs);
+			  encode_agreement(vote, vote->agreement_corrected), "runs", runs);
 	if (!value) {
 		cli_error("out of memory, or a name that is not UTF-8");
 		return EXIT_FAILED;
@@ -88,7 +88,7 @@ static void print_runs(FILE *out, const struct warmup_job *job)
 		if (origin && origin->tier[0])
 			fprintf(out, ", seen by %s", origin->tier);
 		if (run->cold && run->left_permille)
-			fprintf(out, ", cold but for %.1f %% of the image, which others have mapped",
+			fprintf(out, ", cold but for %.1f %% of the image, which stayed in memory",
 				run->left_permille / 10.0);
 		else if (job->vary_cache)
 			fputs(run->cold ? ", cold" : ", warm", out);
@@ -127,8 +127,8 @@ static void print_list(FILE *out, const struct warmup_job *job, const struct mer
 	print_clock(out, &merged->vote);
 	fprintf(out, "  format  %s%s\n", hotlist_format_name(job->format),
 		job->format == HOTLIST_HPL1 ? ", which keeps no order" : "");
-	if (job->set)
-		fprintf(out, "  set     forks of %s prefetch it from now on\n", job->template);
+	if (job->list_path == job->own_list)
+		fprintf(out, "  used    by forks of %s from now on\n", job->template);
 }
 
 int warmup_report(const struct warmup_job *job, const struct merge_result *merged)

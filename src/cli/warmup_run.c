@@ -115,7 +115,7 @@ static int fetch_list(struct run *run, struct error *err)
 {
 	_cleanup_client_call_ struct client_call call = { .args = run->job->args };
 
-	if (client_call_named(&call, "GET", "/v1/forks/", run->id, "/hot-list?from=best&format=json",
+	if (client_call_named(&call, "GET", "/v1/forks/", run->id, "/hot-list?from=best&format=hpl2",
 			      API_TIMEOUT_NONE) < 0)
 		return failed(&call, err);
 	int r = hotlist_decode(call.reply.body, call.reply.size, &run->result->list, err);
@@ -125,6 +125,9 @@ static int fetch_list(struct run *run, struct error *err)
 		return error_set(err, -ENODATA, "no_pages",
 				 "run %u touched no page before its window ended: does the guest run at all?",
 				 run->number + 1);
+	/* As the server saw it, where it did: it knew sooner of the connection. */
+	if (run->result->list->origin && run->result->list->origin->window_ns)
+		run->result->window_s = (double)run->result->list->origin->window_ns / NSEC_PER_SEC;
 	return 0;
 }
 
@@ -290,6 +293,15 @@ static int await_window(struct run *run, struct error *err)
 	return r;
 }
 
+/* The server would look for an end of its own in the recording. Where the guest has settled, it is to: it finds the exact place. */
+static void end_recording(struct run *run)
+{
+	_cleanup_client_call_ struct client_call call = { .args = run->job->args };
+
+	if (run->result->end == HOT_WINDOW_TIMEOUT)
+		client_call_named(&call, "POST", "/v1/forks/", run->id, "/ready", API_TIMEOUT_S);
+}
+
 /* Where the VMM is gone, the command is about to end and has a status to tell; or it is to be waited for anyway. */
 static int await_command(struct run *run, struct error *err)
 {
@@ -321,6 +333,8 @@ static int run_through(struct run *run, struct error *err)
 	if (r >= 0)
 		r = await_window(run, err);
 	/* While the VM still runs: what it touches on its way out isn't hot. */
+	if (r >= 0)
+		end_recording(run);
 	if (r >= 0)
 		r = fetch_list(run, err);
 	return r < 0 ? r : await_command(run, err);

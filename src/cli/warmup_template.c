@@ -1,6 +1,6 @@
 /*
- * The template of a warm-up. A cold run needs its image out of the page cache, where pages stay that the server has mapped: so its forks are
- * made of a stand-in, a template of the same image that is forgotten, and its mapping with it, before each.
+ * The template of a warm-up. A cold run needs its image out of the page cache, where pages stay that anybody has mapped, as the server has those of
+ * its templates. So its forks are made of a stand-in, a template that is forgotten before each, and if need be of a copy of the image.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -38,8 +38,12 @@ int warmup_template_get(struct warmup_job *job, struct error *err)
 	if (client_call_named(&call, "GET", "/v1/templates/", job->template, "", API_TIMEOUT_S) < 0)
 		return failed(&call, err);
 	if (!copy_member(call.reply.json, "memory", &job->memory) ||
-	    !copy_member(call.reply.json, "state", &job->state) || !copy_member(call.reply.json, "inject", &job->inject))
+	    !copy_member(call.reply.json, "state", &job->state) ||
+	    !copy_member(call.reply.json, "inject", &job->inject) ||
+	    !copy_member(call.reply.json, "hot_list", &job->own_list))
 		return warmup_no_memory(err);
+	if (!job->list_path)
+		job->list_path = job->own_list;
 	return 0;
 }
 
@@ -48,14 +52,14 @@ const char *warmup_template_name(const struct warmup_job *job)
 	return job->stand_in[0] ? job->stand_in : job->template;
 }
 
-static int add_stand_in(struct warmup_job *job, struct error *err)
+static int add_stand_in(struct warmup_job *job, const char *memory, struct error *err)
 {
 	_cleanup_client_call_ struct client_call call = { .args = job->args };
 	char name[sizeof job->stand_in];
 
 	snprintf(name, sizeof name, "warmup-%ld", (long)getpid());
 	client_add_string(&call, "name", name);
-	client_add_string(&call, "memory", job->memory);
+	client_add_path(&call, "memory", memory);
 	client_add_string(&call, "state", job->state);
 	client_add_string(&call, "inject", job->inject);
 	if (client_call(&call, "POST", "/v1/templates", API_TIMEOUT_S) < 0)
@@ -64,7 +68,7 @@ static int add_stand_in(struct warmup_job *job, struct error *err)
 	return 0;
 }
 
-void warmup_template_clear(struct warmup_job *job)
+static void forget_stand_in(struct warmup_job *job)
 {
 	_cleanup_client_call_ struct client_call call = { .args = job->args };
 
@@ -100,19 +104,110 @@ static unsigned resident_permille(int fd)
 	return resident >= with_data ? 1000 : (unsigned)(resident * 1000 / with_data);
 }
 
-int warmup_template_cool(struct warmup_job *job, struct warmup_run *run, struct error *err)
-{
-	warmup_template_clear(job);
+/* Of an image that is cold, so much may still be in memory: what the kernel reads around a page that others look at. */
+#define COLD_PERMILLE 20
+/* Between two looks whether somebody wants us to end. */
+#define COPY_STEP (64u << 20)
 
-	_cleanup_close_ int fd = open(job->memory, O_RDONLY | O_CLOEXEC);
+static int evict(const char *path, unsigned *ret_left, struct error *err)
+{
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
 
 	/* Dirty pages stay: an image that was just written goes to the disk first. */
 	if (fd < 0 || fdatasync(fd) < 0)
 		return error_set(err, -errno, "bad_memory",
 				 "--vary-cache can't put %s out of the page cache: %s; it needs an image that it may read",
-				 job->memory, strerror(errno));
+				 path, strerror(errno));
 	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+	*ret_left = resident_permille(fd);
+	return 0;
+}
+
+/* The data between START and END; holes stay holes. */
+static int copy_data(int from, int to, off_t start, off_t end)
+{
+	while (start < end) {
+		off_t at = start;
+		ssize_t n = copy_file_range(from, &start, to, &at, (size_t)(end - start), 0);
+
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+	}
+	return 0;
+}
+
+static int copy_all(struct warmup_job *job, int from, int to, off_t size)
+{
+	off_t at = lseek(from, 0, SEEK_DATA);
+	int r = ftruncate(to, size) < 0 ? -errno : 0;
+
+	/* ENXIO: no data any more. */
+	for (; r >= 0 && at >= 0; at = lseek(from, at, SEEK_DATA)) {
+		off_t end = lseek(from, at, SEEK_HOLE);
+
+		if (end - at > COPY_STEP)
+			end = at + COPY_STEP;
+		r = copy_data(from, to, at, end);
+		at = end;
+		job->interrupted_by = warmup_read_signal(job);
+		if (job->interrupted_by)
+			return -EINTR;
+	}
+	return r;
+}
+
+/* Nobody else has mapped it. */
+static int make_copy(struct warmup_job *job, struct error *err)
+{
+	const char *dir = getenv("TMPDIR");
+	_cleanup_free_ char *path = NULL;
+	_cleanup_close_ int from = -1, to = -1;
+	struct stat st;
+
+	if (job->copy)
+		return 0;
+	if (asprintf(&path, "%s/faultline-warmup-XXXXXX", dir && *dir ? dir : "/var/tmp") < 0)
+		return warmup_no_memory(err);
+	from = open(job->memory, O_RDONLY | O_CLOEXEC);
+	if (from < 0 || fstat(from, &st) < 0)
+		return error_set(err, -errno, "bad_memory", "cannot copy %s: %s", job->memory, strerror(errno));
+	to = mkostemp(path, O_CLOEXEC);
+	if (to < 0)
+		return error_set(err, -errno, "io_error",
+				 "cannot make a file %s for a cold copy of the image: %s; TMPDIR names another place",
+				 path, strerror(errno));
+	job->copy = TAKE_PTR(path);
+	int r = copy_all(job, from, to, st.st_size);
+	if (r == -EINTR)
+		return error_set(err, r, "interrupted", "interrupted");
+	if (r < 0)
+		return error_set(err, r, r == -ENOSPC ? "disk_full" : "io_error",
+				 "cannot copy %s to %s, for a cold image: %s; TMPDIR names another place", job->memory,
+				 job->copy, strerror(-r));
+	return 0;
+}
+
+int warmup_template_cool(struct warmup_job *job, struct warmup_run *run, struct error *err)
+{
+	const char *memory = job->copy ?: job->memory;
+
+	forget_stand_in(job);
+	int r = evict(memory, &run->left_permille, err);
+	if (r >= 0 && run->left_permille > COLD_PERMILLE && !job->copy) {
+		r = make_copy(job, err);
+		memory = job->copy;
+		if (r >= 0)
+			r = evict(memory, &run->left_permille, err);
+	}
 	run->cold = true;
-	run->left_permille = resident_permille(fd);
-	return add_stand_in(job, err);
+	return r < 0 ? r : add_stand_in(job, memory, err);
+}
+
+void warmup_template_clear(struct warmup_job *job)
+{
+	forget_stand_in(job);
+	if (job->copy)
+		unlink(job->copy);
+	free(job->copy);
+	job->copy = NULL;
 }

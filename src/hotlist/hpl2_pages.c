@@ -13,6 +13,7 @@
 #define ENTRY_MIN_TOUCH	 6 /* place, and five numbers of a touch */
 #define PAGE_NUMBERS	 (UINT64_MAX / HOTLIST_PAGE_SIZE + 1)
 #define PLACE_NEW_REGION 1u /* lowest bit of the place */
+#define BLOCK		 64 /* entries that are held against those before them at once */
 #define WHAT_KIND	 7u /* bits of the number that holds kind, presence and vCPU */
 #define WHAT_PRESENT	 8u
 #define WHAT_VCPU_SHIFT	 4
@@ -136,23 +137,37 @@ static int take_touch(struct decoder *d, struct hot_touch *ret)
 static int take_entry(struct decoder *d)
 {
 	struct hotlist *list = d->list;
-	uint64_t at = d->reader->taken;
 
 	int r = hpl2_reader_fill(d->reader, ENTRY_MAX_BYTES, d->file_at, d->err);
 	if (r == 0)
 		r = take_page(d, &list->pages[list->count]);
 	if (r == 0 && d->touches)
 		r = take_touch(d, &list->touches[list->count]);
-	if (r < 0)
-		return r;
-	size_t first = page_set_add(d->seen, list->pages, list->count);
-	if (first != list->count)
-		return BAD_LIST(d->err,
-				"duplicate: entry %zu at byte %" PRIu64
-				" of the inflated pages is the page of entry %zu",
-				list->count, at, first);
-	list->count++;
-	return 0;
+	if (r == 0)
+		page_set_prefetch(d->seen, &list->pages[list->count++]);
+	return r;
+}
+
+/* The next COUNT entries, BLOCK at most. */
+static int take_block(struct decoder *d, size_t count)
+{
+	size_t first = d->list->count;
+	uint64_t at[BLOCK];
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < count; i++) {
+		at[i] = d->reader->taken;
+		r = take_entry(d);
+	}
+	for (size_t i = 0; r == 0 && i < count; i++) {
+		size_t other = page_set_add(d->seen, d->list->pages, first + i);
+		if (other != first + i)
+			return BAD_LIST(d->err,
+					"duplicate: entry %zu at byte %" PRIu64
+					" of the inflated pages is the page of entry %zu",
+					first + i, at[i], other);
+	}
+	return r;
 }
 
 static int check_sizes(const struct hpl2_header *header, struct error *err)
@@ -182,8 +197,10 @@ static int take_entries(struct decoder *d, const struct hpl2_header *header, con
 
 	if (r < 0)
 		return r;
-	while (r == 0 && d->list->count < header->pages)
-		r = take_entry(d);
+	while (r == 0 && d->list->count < header->pages) {
+		size_t left = header->pages - d->list->count;
+		r = take_block(d, left < BLOCK ? left : BLOCK);
+	}
 	if (r == 0)
 		r = hpl2_reader_finish(d->reader, d->file_at, d->err);
 	hpl2_reader_end(d->reader);

@@ -13,7 +13,8 @@
 struct page_set {
 	uint64_t seed;
 	size_t mask;
-	uint32_t slots[]; /* index + 1, 0: free */
+	unsigned index_bits;
+	uint32_t slots[]; /* index + 1 in the lower bits, above them what the hash has there; 0: free */
 };
 
 struct page_set *page_set_new(size_t count)
@@ -28,6 +29,8 @@ struct page_set *page_set_new(size_t count)
 	if (!set)
 		return NULL;
 	set->mask = slots - 1;
+	while (set->index_bits < 32 && count >> set->index_bits)
+		set->index_bits++;
 	if (getrandom(&set->seed, sizeof set->seed, GRND_NONBLOCK) != sizeof set->seed)
 		set->seed = now_ns();
 	return set;
@@ -46,16 +49,31 @@ static uint64_t mix(uint64_t n)
 	return n ^ n >> 31;
 }
 
+static uint64_t hash(const struct page_set *set, const struct hot_page *page)
+{
+	return mix(mix(page->region ^ set->seed) + page->offset);
+}
+
+void page_set_prefetch(const struct page_set *set, const struct hot_page *page)
+{
+	__builtin_prefetch(&set->slots[hash(set, page) & set->mask], 1);
+}
+
 size_t page_set_add(struct page_set *set, const struct hot_page *pages, size_t index)
 {
 	const struct hot_page *page = &pages[index];
-	size_t slot = mix(mix(page->region ^ set->seed) + page->offset) & set->mask;
+	uint64_t hashed = hash(set, page);
+	/* Pages that share a slot are mostly told apart without a look at them. */
+	uint32_t index_mask = (uint32_t)((1ull << set->index_bits) - 1), tag = (uint32_t)(hashed >> 32) & ~index_mask;
+	size_t slot = hashed & set->mask;
 
 	for (; set->slots[slot]; slot = (slot + 1) & set->mask) {
-		size_t other = set->slots[slot] - 1;
+		if ((set->slots[slot] & ~index_mask) != tag)
+			continue;
+		size_t other = (set->slots[slot] & index_mask) - 1;
 		if (pages[other].region == page->region && pages[other].offset == page->offset)
 			return other;
 	}
-	set->slots[slot] = (uint32_t)index + 1;
+	set->slots[slot] = tag | ((uint32_t)index + 1);
 	return index;
 }

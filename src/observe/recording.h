@@ -51,7 +51,7 @@ struct recording {
  * there and a demand fault on it began within TOUCH_FOLLOWED_NS, both are the same touch (KVM sees it before the fault does): it keeps its time, and takes
  * the fault's end. 0, -ENOMEM or -ENOSPC (RECORDING_MAX); the recording is as it was and marked full then.
  */
-#define TOUCH_FOLLOWED_NS 10000000u
+#define TOUCH_FOLLOWED_NS 1000000000u /* the fault may be a kernel thread's, which has to get a CPU first */
 int recording_add_touch(struct recording *recording, const struct touch *touch);
 int recording_add_sleep(struct recording *recording, const struct vcpu_sleep *sleep);
 void recording_clear(struct recording *recording);

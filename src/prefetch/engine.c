@@ -130,6 +130,7 @@ void prefetch_engine_submit(struct prefetch_engine *engine, struct prefetch_job 
 	job->at = 0;
 	job->working = 0;
 	job->waiting = 0;
+	job->waiting_bytes = 0;
 	job->slow = job->dry = false;
 	job->result = 0;
 	job->first_error = 0;

@@ -45,6 +45,7 @@ struct prefetch_job {
 	size_t run; /* where the next slice begins, with AT; under the engine's lock, as what follows */
 	uint64_t at;
 	unsigned working, waiting; /* workers that have a slice of it, and those of them that wait for a disk */
+	uint64_t waiting_bytes;	   /* for so many */
 	bool queued;
 	bool slow;  /* what it took last was not in memory */
 	bool dry;   /* of a stream: nothing was left to be taken */

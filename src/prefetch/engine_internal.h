@@ -10,10 +10,12 @@
 
 /*
  * Threads for reads that wait, besides the workers: so forks whose pages are in memory never find all threads waiting for others' disks. One
- * fork may have so many reads under way as keep a disk busy, and no more than its share.
+ * stream may have so many reads under way as keep a disk busy, but not more than its share; nor more bytes, as the guest's own faults wait
+ * behind them.
  */
-#define READERS	      14
-#define READS_OF_FORK 8
+#define READERS		16
+#define READS_OF_STREAM 8
+#define BYTES_OF_STREAM (256u << 10)
 
 struct prefetch_engine {
 	pthread_mutex_t lock; /* of all that follows but what never changes */
@@ -69,8 +71,10 @@ void take_slice(const struct prefetch_engine *engine, struct prefetch_job *job, 
 /* Not all of a stream's window is in memory: gives the rest of it back, to be read in the list's order. */
 void leave_to_readers(struct worker *worker, struct prefetch_job *job, struct slice *slice);
 /* The slice's next PAGES have to be waited for: lets others work, also on what is behind them in a stream. */
-void begin_waiting(struct worker *worker, struct prefetch_job *job, struct slice *slice, uint64_t pages);
-void end_waiting(struct worker *worker, struct prefetch_job *job);
+void begin_waiting(struct worker *worker, struct prefetch_job *job, struct slice *slice, uint64_t pages,
+		   size_t page_size);
+/* BYTES: of these pages. */
+void end_waiting(struct worker *worker, struct prefetch_job *job, uint64_t bytes);
 
 /* slice.c */
 /* Deals with all of SLICE. 0, or negative errno: the job is given up. */

@@ -5,9 +5,6 @@
 #include "prefetch/engine_internal.h"
 #include "prefetch/from_image.h"
 
-/* Small pages that one read brings at most; one of a huge page brings that. */
-#define READ_SIZE (1u << 20)
-
 /* Pages a call: the pager waits for at most one call, so steps are small while the guest asks for pages, larger when it does not. */
 #define STEP_MIN 16
 #define STEP_MAX 256
@@ -150,25 +147,24 @@ static int read_pages(struct worker *worker, struct prefetch_job *job, struct sl
 
 	if (r != -EAGAIN || slice->whole)
 		return r;
-	begin_waiting(worker, job, slice, pages);
+	begin_waiting(worker, job, slice, pages, page_size);
 	r = source_read(job->source, worker->buffer, pages * page_size, offset);
-	end_waiting(worker, job);
+	end_waiting(worker, job, pages * page_size);
 	return r;
 }
 
-/* One read, as long as the buffer lets it be; but the guest's own faults never wait for more than a step of it. */
 static int put_read(struct worker *worker, struct prefetch_job *job, struct slice *slice, uint64_t page, uint64_t pages,
 		    size_t page_size, uint64_t offset)
 {
 	int r = read_pages(worker, job, slice, pages, page_size, offset);
-	if (r < 0 && r != -EAGAIN && pages > 1) {
-		/* Which of them is it? The others are still wanted. */
-		pages = 1;
-		r = read_pages(worker, job, slice, pages, page_size, offset);
-	}
 	if (r == -EAGAIN && slice->whole) {
 		leave_to_readers(worker, job, slice);
 		return 0;
+	}
+	if (r < 0 && pages > 1) {
+		/* Which of them is it? The others are still wanted. */
+		pages = 1;
+		r = read_pages(worker, job, slice, pages, page_size, offset);
 	}
 	if (r < 0) {
 		int none = 0;
@@ -176,21 +172,10 @@ static int put_read(struct worker *worker, struct prefetch_job *job, struct slic
 		tally(job, slice, &(struct stream_outcome){ .unreadable = 1 });
 		return 0;
 	}
-
-	uint64_t end = slice->left - pages;
-	while (slice->left > end) {
-		uint64_t left = slice->left, rest = left - end, most = choose_step(job, slice, page_size);
-		const char *data = (const char *)worker->buffer + (pages - rest) * page_size;
-
-		r = put(worker, job, slice, page + pages - rest, rest < most ? rest : most,
-			&(struct bytes){ .data = data });
-		if (r < 0 || slice->left == left)
-			return r;
-	}
-	return 0;
+	return put(worker, job, slice, page, pages, &(struct bytes){ .data = worker->buffer });
 }
 
-/* One call's worth of pages in memory, or one read. 0, or negative errno: the job is given up. */
+/* One call's worth. 0, or negative errno: the job is given up. */
 static int step(struct worker *worker, struct prefetch_job *job, struct slice *slice)
 {
 	struct guest_memory *memory = job->memory;
@@ -202,14 +187,13 @@ static int step(struct worker *worker, struct prefetch_job *job, struct slice *s
 		return 0;
 	const struct region *region = regions_of_page(memory->regions, memory->region_count, page);
 	uint64_t most = choose_step(job, slice, region->page_size);
-	uint64_t pages = page_states_run(memory->states, page, rest, PAGE_ABSENT), few = pages < most ? pages : most;
+	uint64_t pages = page_states_run(memory->states, page, most < rest ? most : rest, PAGE_ABSENT);
 	if (pages == 0)
 		return 0; /* it has just been settled */
 
-	uint64_t offset = region_image_offset(region, page), fits = READ_SIZE / region->page_size ?: 1;
-	int r = put_mapped(worker, job, slice, page, few, few * region->page_size, offset);
-	return r == -EAGAIN ? put_read(worker, job, slice, page, pages < fits ? pages : fits, region->page_size, offset)
-			    : r;
+	uint64_t offset = region_image_offset(region, page);
+	int r = put_mapped(worker, job, slice, page, pages, pages * region->page_size, offset);
+	return r == -EAGAIN ? put_read(worker, job, slice, page, pages, region->page_size, offset) : r;
 }
 
 int work_on(struct worker *worker, struct prefetch_job *job, struct slice *slice)

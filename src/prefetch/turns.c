@@ -23,9 +23,12 @@ static bool may_have_another(const struct prefetch_engine *engine, const struct 
 {
 	unsigned share = READERS / engine->jobs ?: 1;
 
-	if (job->stream && !job->slow && job->working > job->waiting)
-		return false;
-	return job->working < (share < READS_OF_FORK ? share : READS_OF_FORK);
+	if (!job->stream)
+		return job->working < engine->working_max;
+	if (!job->slow)
+		return job->working == job->waiting && job->working < share;
+	return job->working < (share < READS_OF_STREAM ? share : READS_OF_STREAM) &&
+	       job->waiting_bytes < BYTES_OF_STREAM;
 }
 
 void enqueue_again(struct prefetch_engine *engine, struct prefetch_job *job)
@@ -118,7 +121,8 @@ void leave_to_readers(struct worker *worker, struct prefetch_job *job, struct sl
 	keep_only(job, slice, 0);
 }
 
-void begin_waiting(struct worker *worker, struct prefetch_job *job, struct slice *slice, uint64_t pages)
+void begin_waiting(struct worker *worker, struct prefetch_job *job, struct slice *slice, uint64_t pages,
+		   size_t page_size)
 {
 	struct prefetch_engine *engine = worker->engine;
 
@@ -126,6 +130,7 @@ void begin_waiting(struct worker *worker, struct prefetch_job *job, struct slice
 	engine->working--;
 	engine->waiting++;
 	job->waiting++;
+	job->waiting_bytes += pages * page_size;
 	job->slow = slice->waited = true;
 	if (job->stream && slice->left > pages)
 		keep_only(job, slice, pages);
@@ -134,7 +139,7 @@ void begin_waiting(struct worker *worker, struct prefetch_job *job, struct slice
 		pthread_cond_signal(&engine->wanted);
 }
 
-void end_waiting(struct worker *worker, struct prefetch_job *job)
+void end_waiting(struct worker *worker, struct prefetch_job *job, uint64_t bytes)
 {
 	struct prefetch_engine *engine = worker->engine;
 
@@ -142,6 +147,8 @@ void end_waiting(struct worker *worker, struct prefetch_job *job)
 	engine->working++;
 	engine->waiting--;
 	job->waiting--;
+	job->waiting_bytes -= bytes;
+	enqueue_again(engine, job);
 	if (engine->queue)
 		pthread_cond_signal(&engine->wanted);
 }

@@ -99,8 +99,12 @@ static void settle_done(const struct demand *d, bool zero, const struct supply *
 		watcher_wake_later(d->watcher, d->page);
 	if (supply->copied > 0) {
 		bump(zero ? &s->zeroed : &s->copied);
-		if (!zero && atomic_load_explicit(&s->recording, memory_order_relaxed))
-			session_record(s, d->page, now);
+		if (atomic_load_explicit(&s->recording, memory_order_relaxed)) {
+			if (zero)
+				session_record_zero(s, d->page);
+			else
+				session_record(s, d->page, d->read_ns);
+		}
 	}
 	/* Unmapped without an event: should memory come back there, its faults must not be taken for ones in progress. */
 	if (supply->skipped > 0)

@@ -49,7 +49,7 @@ static void fill_session_info(const struct fork *fork, struct fork_info *ret)
 	ret->stall_max_ns = load(&s->stall.max);
 	ret->removed_pages = fork->state == FORK_GONE ? fork->removed_pages : load(&s->memory->removed_pages);
 	pthread_mutex_lock(&s->lock);
-	ret->recorded_pages = s->record_count;
+	ret->recorded_pages = fork->record ? s->record_count : 0;
 	if (!ret->error && (s->reason[0] || s->trouble[0]))
 		ret->error = strdup(s->reason[0] ? s->reason : s->trouble);
 	pthread_mutex_unlock(&s->lock);

@@ -246,6 +246,9 @@ void fork_connected(struct server *server, struct fork *fork)
 		 fork->handshake, fork->region_count, fork->region_count == 1 ? "" : "s", size >> 20);
 
 	observing_begin(server->observer, fork->session, fork->id, fork->record || refresh_wants(fork));
+	/* The kernel's recording needs the loop's notes beside it, also where nobody will ask for those. */
+	if (fork->session->observer && refresh_wants(fork))
+		atomic_store(&fork->session->recording, true);
 	fork_release_traces(fork);
 	int r = placement_add(server->placement, fork->session);
 	if (r == 0)

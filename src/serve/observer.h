@@ -40,7 +40,7 @@ struct observer_stamp {
 	uint64_t address;   /* of the page, in the VMM's address space */
 	uint64_t read_ns;   /* the fault was read from the userfaultfd */
 	uint64_t source_ns; /* its bytes were at hand; read_ns where nothing had to be fetched */
-	uint64_t copied_ns; /* the page was in, and its waiters woken */
+	uint64_t copied_ns; /* the page was in, and its waiters woken, or right after; a waiter on the pager's CPU may run before this is looked at */
 };
 
 struct phase_figures {

@@ -68,6 +68,7 @@ static int make_stream(struct prefetch_request *request, struct error *err)
 
 	if (r < 0)
 		return r;
+	free(TAKE_PTR(list->touches)); /* the larger part of the list; only the order counts from here on */
 	r = stream_new(list, memory->regions, memory->region_count, &stream, err);
 	if (r < 0)
 		return error_prefix(err, r, "%s: ", request->path);

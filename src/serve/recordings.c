@@ -35,6 +35,7 @@ void notes_clear(struct notes *notes)
 	template_unref(notes->template);
 	free(notes->regions);
 	free(notes->pages);
+	free(notes->zeroed);
 }
 
 /* A copy, as a pager must not wait while a list is made. */
@@ -50,6 +51,43 @@ static int copy_pages(struct notes *ret)
 		return -ENOMEM;
 	if (s->record_count > 0)
 		memcpy(ret->pages, s->record, s->record_count * sizeof ret->pages[0]);
+	if (!s->given_zeros)
+		return 0;
+	for (size_t i = 0; i < ret->region_count; i++)
+		ret->page_total += ret->regions[i].size / ret->regions[i].page_size;
+	ret->zeroed = malloc(ret->page_total / 8 + 1);
+	if (!ret->zeroed)
+		return -ENOMEM;
+	memcpy(ret->zeroed, s->given_zeros, ret->page_total / 8 + 1);
+	return 0;
+}
+
+struct placed_page {
+	struct recorded_page page;
+	size_t place;
+};
+
+static int by_time(const void *a, const void *b)
+{
+	const struct placed_page *x = a, *y = b;
+
+	if (x->page.time_ns != y->page.time_ns)
+		return x->page.time_ns < y->page.time_ns ? -1 : 1;
+	return x->place < y->place ? -1 : x->place > y->place;
+}
+
+/* Pages that had to come from the device are served later than others that were asked for after them. */
+static int sort_pages(struct notes *notes)
+{
+	_cleanup_free_ struct placed_page *placed = calloc(notes->page_count ?: 1, sizeof *placed);
+
+	if (!placed)
+		return -ENOMEM;
+	for (size_t i = 0; i < notes->page_count; i++)
+		placed[i] = (struct placed_page){ .page = notes->pages[i], .place = i };
+	qsort(placed, notes->page_count, sizeof *placed, by_time);
+	for (size_t i = 0; i < notes->page_count; i++)
+		notes->pages[i] = placed[i].page;
 	return 0;
 }
 
@@ -176,6 +214,47 @@ static int loop_list(const struct notes *notes, struct hotlist **ret, struct err
 	return 0;
 }
 
+/* Whether the page was given as zeros, and never as the image has it: its guest had given it back. */
+static bool was_only_zero(const struct notes *notes, const struct page_index *copied, const struct hot_page *page)
+{
+	uint64_t number = 0;
+
+	if (page->region >= notes->region_count)
+		return false;
+	for (uint64_t i = 0; i < page->region; i++)
+		number += notes->regions[i].size / notes->regions[i].page_size;
+	number += page->offset / notes->regions[page->region].page_size;
+	return number < notes->page_total && (notes->zeroed[number / 8] >> number % 8 & 1) &&
+	       page_index_find(copied, page->region, page->offset & ~(notes->regions[page->region].page_size - 1)) ==
+		       PAGE_INDEX_NONE;
+}
+
+/* Takes those pages out that the guest had given back before it first touched them: no fork wants the image's bytes there. */
+static int drop_zero_pages(const struct notes *notes, struct hotlist *list)
+{
+	_cleanup_page_index_ struct page_index copied = { 0 };
+	size_t kept = 0;
+
+	if (!notes->zeroed || !list->touches)
+		return 0;
+	for (size_t i = 0; i < notes->page_count; i++) {
+		uint64_t offset;
+		size_t region = region_of(notes, notes->pages[i].page, &offset);
+		uint32_t number;
+
+		if (page_index_add(&copied, region, offset, &number) < 0)
+			return -ENOMEM;
+	}
+	for (size_t i = 0; i < list->count; i++) {
+		if (!(list->touches[i].flags & HOT_WAS_PRESENT) && was_only_zero(notes, &copied, &list->pages[i]))
+			continue;
+		list->pages[kept] = list->pages[i];
+		list->touches[kept++] = list->touches[i];
+	}
+	list->count = kept;
+	return 0;
+}
+
 /*
  * Pages that the loop served within the window, and that the kernel's list lacks, as their events were lost or the fork's first faults had begun before
  * it was known: they enter where their time is. How many, or -ENOMEM.
@@ -240,7 +319,7 @@ int notes_kernel_list(const struct notes *notes, struct hotlist **ret, struct er
 				 notes->id);
 	if (r < 0)
 		return r;
-	if (add_origin(list, notes, s->observer->tier) < 0)
+	if (add_origin(list, notes, s->observer->tier) < 0 || drop_zero_pages(notes, list) < 0)
 		return out_of_memory(err);
 	*ret = TAKE_PTR(list);
 	return 0;
@@ -297,8 +376,8 @@ static int best_list(const struct notes *notes, struct fork_recording *ret, stru
 		if (holes < 0)
 			return out_of_memory(err);
 		if (holes > 0)
-			snprintf(ret->why, sizeof ret->why, "%s; %zd pages come from the fault loop's notes", why,
-				 holes);
+			snprintf(ret->why, sizeof ret->why, "%s; %zd page%s from the fault loop's notes", why, holes,
+				 holes == 1 ? " comes" : "s come");
 		else
 			memcpy(ret->why, why, sizeof why);
 		ret->list = TAKE_PTR(kernel);
@@ -323,6 +402,8 @@ int server_fork_hot_list(struct server *server, const char *id, enum recording_s
 	const struct fork *fork = server_find_fork(server, id);
 	int r = fork ? notes_take(server, fork, &notes) : fork_unknown(id, err);
 	pthread_mutex_unlock(&server->lock);
+	if (r == 0)
+		r = sort_pages(&notes);
 	if (r == -ENOMEM)
 		return out_of_memory(err);
 	if (r < 0)

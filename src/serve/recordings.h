@@ -16,6 +16,8 @@ struct notes {
 	struct recorded_page *pages;
 	size_t page_count;
 	bool pages_lost;
+	uint8_t *zeroed; /* a bit for each page that was given as zeros; NULL: none was */
+	uint64_t page_total;
 };
 
 /* With server->lock held. 0, or -ENOMEM; cleared by notes_clear either way. */

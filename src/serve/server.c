@@ -2,6 +2,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -477,8 +478,15 @@ static int start_pagers(struct server *server, const cpu_set_t *wanted, struct e
 	return prefetch_engine_new(PREFETCH_WORKERS, server->keeper, &server->engine, err);
 }
 
+/*
+ * What is larger is given back to the system as soon as it is freed. Without that each thread that has ever read a long hot list would keep the
+ * list's memory for its next.
+ */
+#define MMAP_THRESHOLD (256 << 10)
+
 int server_new(const struct server_config *config, struct server **ret, struct error *err)
 {
+	mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD);
 	struct server *server = calloc(1, sizeof *server);
 	if (!server)
 		return error_set(err, -ENOMEM, "io_error", "out of memory");

@@ -239,7 +239,7 @@ struct server_trace;
  */
 int server_trace_open(struct server *server, const char *id, struct server_trace **ret, struct error *err);
 /*
- * Up to MAX touches, at least one unless TIMEOUT_NS pass: 0 then. RET_LOST counts those that came too fast since the last call. -ESHUTDOWN: that was all.
+ * Up to MAX touches, at least one unless TIMEOUT_NS pass: 0 then. RET_LOST counts those that came too fast since the last call, also with -ESHUTDOWN: that was all.
  * Another error: it never began, as the fork can't be observed.
  */
 ssize_t server_trace_read(struct server_trace *trace, struct observed_touch *ret, size_t max, uint64_t timeout_ns,

@@ -48,6 +48,7 @@ void session_unref(struct session *s)
 	cleanup_close(&s->pidfd);
 	pthread_mutex_destroy(&s->lock);
 	free(s->record);
+	free(s->given_zeros);
 	free(s);
 }
 
@@ -139,4 +140,13 @@ void session_record(struct session *s, uint64_t page, uint64_t ns)
 	}
 	s->record[s->record_count++] = (struct recorded_page){ .page = page, .time_ns = ns - s->connected_ns };
 	pthread_mutex_unlock(&s->lock);
+}
+
+void session_record_zero(struct session *s, uint64_t page)
+{
+	LOCK_SCOPE(&s->lock);
+	if (!s->given_zeros)
+		s->given_zeros = calloc(1, s->memory->page_count / 8 + 1);
+	if (s->given_zeros)
+		s->given_zeros[page / 8] |= (uint8_t)(1u << page % 8);
 }

@@ -22,7 +22,7 @@ struct placement;
 /* A page that a demand fault brought. */
 struct recorded_page {
 	uint64_t page;	  /* number */
-	uint64_t time_ns; /* when it was in, since the handshake */
+	uint64_t time_ns; /* when its fault was read, since the handshake: the nearest to its touch that is known here */
 };
 
 struct session {
@@ -60,9 +60,10 @@ struct session {
 	int orphans[4]; /* userfaultfds of children of the VMM that could not be refused in a better way; -1: none */
 	struct recorded_page *record; /* in the order of service */
 	size_t record_count, record_capacity;
-	bool record_lost;  /* out of memory: the list would have holes */
-	char reason[256];  /* why the server stopped the VMM, or "" */
-	char trouble[256]; /* what its VMM could live with, such as a page that can't be read, or "" */
+	bool record_lost;     /* out of memory: the list would have holes */
+	uint8_t *given_zeros; /* a bit for each page that was given as zeros while recording; NULL: none was */
+	char reason[256];     /* why the server stopped the VMM, or "" */
+	char trouble[256];    /* what its VMM could live with, such as a page that can't be read, or "" */
 };
 
 /* Takes PIDFD and MEMORY, and a reference on TEMPLATE, on success. The caller holds the first reference and is the first user. */
@@ -98,5 +99,7 @@ void session_stop_vmm(struct session *session, const char *format, ...) __attrib
 /* Keeps what the VMM goes on in spite of, for who asks about the fork; the first is kept. True: this was it. */
 bool session_note_trouble(struct session *session, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Notes that the server copied PAGE for a demand fault; it was in at NS. */
+/* Notes that the server copied PAGE for a demand fault that was read at NS. */
 void session_record(struct session *session, uint64_t page, uint64_t ns);
+/* Notes that it was given as zeros. Its memory is in use. */
+void session_record_zero(struct session *session, uint64_t page);

@@ -6,6 +6,9 @@
 #include "base/clock.h"
 #include "serve/internal.h"
 
+/* Events that were lost before they came to any trace are known by a counter: it is looked at so often. */
+#define LOSSES_EVERY_NS (250 * NSEC_PER_MSEC)
+
 struct server_trace {
 	struct server *server;
 	/* Under server->lock until it has begun or failed; fixed from then on. */
@@ -16,7 +19,18 @@ struct server_trace {
 	struct session *session;   /* a reference */
 	const struct observer *observer;
 	void *stream; /* the observer's */
+	/* The reader's alone. */
+	uint64_t lost; /* by the observer's counter, as told so far */
+	uint64_t looked_ns;
 };
+
+static uint64_t count_lost(const struct server_trace *trace)
+{
+	const struct session *s = trace->session;
+	struct observed_figures figures;
+
+	return s->observer->figures(s->observer->data, s->observed, &figures) == 0 ? figures.events_lost : trace->lost;
+}
 
 /* With server->lock held; the fork has a session. 0 or negative errno. */
 static int begin(struct server_trace *trace, struct session *session)
@@ -30,6 +44,7 @@ static int begin(struct server_trace *trace, struct session *session)
 		return r;
 	trace->observer = observer;
 	trace->session = session_ref(session);
+	trace->lost = count_lost(trace);
 	trace->begun = true;
 	return 0;
 }
@@ -108,13 +123,30 @@ static int await_begin(struct server_trace *trace, uint64_t timeout_ns)
 	return trace->begun ? 1 : trace->error;
 }
 
+/* How many more have been lost since the last look, which is some time ago or the LAST. */
+static uint64_t new_losses(struct server_trace *trace, bool last)
+{
+	uint64_t now = now_ns();
+
+	if (!last && now - trace->looked_ns < LOSSES_EVERY_NS)
+		return 0;
+	trace->looked_ns = now;
+	uint64_t before = trace->lost;
+	trace->lost = count_lost(trace);
+	return trace->lost - before;
+}
+
 ssize_t server_trace_read(struct server_trace *trace, struct observed_touch *ret, size_t max, uint64_t timeout_ns,
 			  uint64_t *ret_lost)
 {
 	int r = await_begin(trace, timeout_ns);
 
 	*ret_lost = 0;
-	return r <= 0 ? r : trace->observer->trace_read(trace->stream, ret, max, timeout_ns, ret_lost);
+	if (r <= 0)
+		return r;
+	ssize_t n = trace->observer->trace_read(trace->stream, ret, max, timeout_ns, ret_lost);
+	*ret_lost += new_losses(trace, n < 0);
+	return n;
 }
 
 uint64_t server_trace_connected_ns(struct server_trace *trace)

@@ -1,13 +1,15 @@
 /*
  * Plans: a list laid against regions, both decided by the input. A list that names something outside the regions is refused whole; of any
  * other, each page that it names is in the plan exactly once, and nothing else is; a run lies in one region; small pages come by
- * address, and then huge ones in the order in which the list first names a part of them.
+ * address, and then huge ones in the order in which the list first names a part of them. A stream of the list has the same pages, window by
+ * window in the order of the list.
  */
 #include <inttypes.h>
 #include <stdbool.h>
 
 #include "fuzz/fuzz.h"
 #include "prefetch/plan.h"
+#include "prefetch/stream.h"
 
 #define SMALL	  4096ull
 #define HUGE	  (2ull << 20)
@@ -102,10 +104,39 @@ static void check_plan(const struct plan *plan, const struct layout *layout, con
 		PROMISE(planned[page] == (order[page] > 0), "page %" PRIu64 " is missing", page);
 }
 
+/* Nobody asks for anything meanwhile: places follow each other. */
+static void check_stream(struct stream *stream, const struct layout *layout, const size_t *order, uint64_t pages)
+{
+	struct page_states *states = page_states_new(layout->pages);
+	struct stream_window window;
+	uint64_t taken = 0;
+	size_t last = 0;
+
+	PROMISE(states, "no memory");
+	while (stream_take(stream, states, true, &window)) {
+		size_t first = last;
+		unsigned at = 0;
+
+		for (unsigned r = 0; r < window.run_count; r++)
+			for (uint64_t i = 0; i < window.runs[r].count; i++, at++) {
+				size_t place = order[window.runs[r].page + i];
+				PROMISE(place > first, "page %" PRIu64 " comes too late", window.runs[r].page + i);
+				PROMISE(window.places[at] - taken < window.count, "place %u", window.places[at]);
+				last = place > last ? place : last;
+			}
+		PROMISE(at == window.count && at <= STREAM_WINDOW, "a window of %u pages", at);
+		taken += at;
+		stream_settle(stream, &window, 0, &(struct stream_outcome){ .copied = at });
+	}
+	PROMISE(taken == pages, "%" PRIu64 " pages streamed, %" PRIu64 " planned", taken, pages);
+	page_states_free(states);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct fuzz_input input = { data, data + size };
 	_cleanup_plan_ struct plan *plan = NULL;
+	_cleanup_stream_ struct stream *stream = NULL;
 	struct error err = { .code = "" };
 	struct layout layout;
 	size_t order[PAGES_MAX] = { 0 };
@@ -118,11 +149,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		*first = *first ?: i + 1;
 	}
 
+	int streamed = stream_new(list, layout.regions, layout.count, &stream, &err);
+	PROMISE((streamed == 0) == good, "a list that is %s: %s", good ? "good" : "bad", err.message);
 	int r = plan_new(list, layout.regions, layout.count, &plan, &err);
 	PROMISE((r == 0) == good, "a list that is %s: %s", good ? "good" : "bad", err.message);
-	if (r == 0)
+	if (r == 0) {
 		check_plan(plan, &layout, order);
-	else
+		check_stream(stream, &layout, order, plan->pages);
+	} else {
 		PROMISE(!plan && (!strcmp(err.code, "bad_region") || !strcmp(err.code, "bad_offset")), "%s", err.code);
+	}
 	return 0;
 }

@@ -184,7 +184,8 @@ def check_fork_creation(checker, image):
     checker.post("/v1/forks", "bad_hot_list", body=dict(spec, hot_list=image))
     checker.post("/v1/forks", "bad_prefetch", body=dict(spec, prefetch="eager"))
     checker.post("/v1/forks", "bad_dir", body=dict(spec, dir="/no/such/dir"))
-    checker.post("/v1/forks", "bad_member", body=dict(spec, prefetch="stream"))
+    checker.post("/v1/forks", "bad_member", body=dict(spec, prefetch="trickle"))
+    checker.post("/v1/forks", "bad_prefetch", body=dict(spec, prefetch="stream"))
     checker.delete(TEMPLATE, "template_in_use", name="base")
     checker.delete(FORK, name=made_up["id"])
     checker.delete(FORK, name=made_up["id"])
@@ -304,6 +305,21 @@ def check_prefetched_fork(checker, hot_list):
         checker.post(PREFETCH, "fork_unknown", name="none", body={"hot_list": more})
         checker.get(WAIT, "fork_unknown", name="none", query="?for=gone")
         checker.delete(FORK, name="pre", query="?force=true")
+        assert vmm.process.wait(DEADLINE_S) == -signal.SIGKILL
+
+
+def check_streamed_fork(checker, hot_list):
+    fork = checker.post("/v1/forks", 201, body={"template": "base", "id": "flow", "prefetch": "stream",
+                                                "hot_list": hot_list}).json
+    assert fork["prefetch"] == "stream" and fork["prefetch_state"] == "pending" and fork["stream"] is None
+    with FakeVmm(fork["socket"], PAGES * PAGE) as vmm:
+        done = checker.get(WAIT, name="flow", query="?for=prefetched").json
+        stream = done["stream"]
+        assert done["prefetch_state"] == "done" and done["prefetched_pages"] == 3
+        assert stream["planned"] == stream["prefetched"] == stream["place"] == stream["lead"] == 3, stream
+        assert vmm.read(7 * PAGE) == struct.pack("<Q", 8)
+        assert checker.get(FORK, name="flow").json["stream"]["missing"] == 1
+        checker.delete(FORK, name="flow", query="?force=true")
         assert vmm.process.wait(DEADLINE_S) == -signal.SIGKILL
 
 
@@ -460,6 +476,7 @@ def main():
         check_hot_list(checker)
         check_gone_fork(checker, hot_list)
         check_prefetched_fork(checker, hot_list)
+        check_streamed_fork(checker, hot_list)
         check_failing_prefetch(checker, image, hot_list)
         check_removed_while_waited_for(checker)
     impossible = observe(document, checker.seen)

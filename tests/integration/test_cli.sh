@@ -300,7 +300,7 @@ import json, sys; print(json.load(sys.stdin)[\"forks\"][2][\"socket\"])')\" ]"
 	run 1 fork create base --id a --json
 	err_code fork_exists
 	run 4 fork create none
-	run 2 fork create base --prefetch stream
+	run 2 fork create base --prefetch trickle
 	err_has "'eager'"
 	run 1 fork create base --prefetch eager --json
 	err_code bad_prefetch

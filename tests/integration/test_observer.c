@@ -532,6 +532,42 @@ static void test_the_better_recording_is_taken(void **state)
 	free(list);
 }
 
+/* Gives back pages 0 to 49 before they were ever touched, and pages 50 to 99 after. */
+static void giving_body(struct client_self *self, void *data)
+{
+	struct scene *scene = data;
+	struct vmm vmm;
+
+	start_vmm(&vmm, self, scene);
+	vmm_remove(&vmm, &vmm.regions[0], 0, 50);
+	for (uint64_t page = 50; page < 100; page++)
+		vmm_check_page(&vmm, &vmm.regions[0], page);
+	vmm_remove(&vmm, &vmm.regions[0], 50, 50);
+	vmm_check_all(&vmm);
+	client_say(self, 'd');
+	client_hear(self, 'q');
+}
+
+static void test_pages_given_back_untouched_are_not_hot(void **state)
+{
+	struct test_server *server = *state;
+	struct list_entry *list;
+	struct scene scene;
+
+	set_scene(server, &scene, NULL);
+	fork_create(server, "base", "fork", ARGS("--record"), scene.socket);
+	struct client *client = client_start("fork", giving_body, &scene);
+	client_await(client, 'd');
+	await_stamps(server, "fork");
+	set_kernel_list(0);
+	assert_int_equal(expect_from(server, "kernel", "kernel", "", &list), PAGES - 50);
+	for (size_t i = 0; i < PAGES - 50; i++)
+		assert_true(list[i].region == 1 || list[i].offset >= 50 * PAGE);
+	free(list);
+	client_tell(client, 'q');
+	client_join(client);
+}
+
 static void test_lists_say_where_they_come_from(void **state)
 {
 	struct test_server *server = *state;
@@ -726,6 +762,7 @@ int main(void)
 		OBSERVED(test_a_fork_that_cannot_be_observed_is_served),
 		OBSERVED(test_figures_stay_when_the_fork_is_gone),
 		OBSERVED(test_the_better_recording_is_taken),
+		OBSERVED(test_pages_given_back_untouched_are_not_hot),
 		OBSERVED(test_lists_say_where_they_come_from),
 		OBSERVED(test_a_list_learns_from_production_forks),
 		OBSERVED(test_only_lists_that_ask_for_it_learn),

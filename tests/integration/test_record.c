@@ -46,7 +46,8 @@ static struct list_entry *recorded(struct test_server *server, const char *id, s
 	char path[160];
 
 	snprintf(path, sizeof path, "%s/%s.csv", server->dir, id);
-	json_decref(command_ok(server, ARGS("fork", "hot-list", (char *)id, "-o", path, "--format", "csv")));
+	json_decref(command_ok(server,
+			       ARGS("fork", "hot-list", (char *)id, "-o", path, "--format", "csv", "--from", "loop")));
 	return list_read_csv(path, ret_count);
 }
 

@@ -144,6 +144,19 @@ class Ways(Replay):
         self.assertFalse(figures["waited_for_prefetch"])
         self.assertGreater(figures["runs"][0]["server"]["prefetched_pages"], 0)
 
+    def test_streamed_beside_the_guest(self):
+        hot_list = scratch / "streamed.csv"
+        replay(TRACES / "redis-get.1.csv.gz", "--write-hot-list", hot_list, "--format", "csv", temporary=temporary)
+        figures = self.replay(self.TRACE, "--prefetch", "stream", "--hot-list", hot_list)
+        self.assertEqual(figures["prefetch"], "stream")
+        self.assertFalse(figures["waited_for_prefetch"])
+        server = figures["runs"][0]["server"]
+        stream = server["stream"]
+        self.assertEqual(stream["planned"], len(tools.pages_of(TRACES / "redis-get.1.csv.gz")))
+        self.assertEqual(stream["planned"], sum(stream[kind] for kind in (
+            "prefetched", "late", "present", "removed", "skipped", "unreadable", "pending")))
+        self.assertEqual(server["copied_pages"], stream["late"] - stream["late_supplied"] + stream["missing"])
+
     def test_a_recording_holds_what_was_touched(self):
         recorded = scratch / "recorded.csv"
         self.replay(self.TRACE, "--record", "-o", recorded, "--format", "csv")

@@ -96,7 +96,7 @@ class Files(Failures):
     def test_options_that_make_no_sense(self):
         for options in (
             ["--plain", "--present"], ["--serve", "--run-dir", "x"], ["--plain", "--hot-list", "x"], ["--plain", "--record", "-o", "x"],
-            ["--record"], ["-o", "x"], ["--prefetch", "eager"], ["--prefetch", "off", "--hot-list", "x"], ["--no-wait"],
+            ["--record"], ["-o", "x"], ["--prefetch", "eager"], ["--prefetch", "stream"], ["--prefetch", "off", "--hot-list", "x"], ["--no-wait"],
             ["--runs", "0"], ["--runs", "x"], ["--runs", "-1"], ["--pin", "x"], ["--pin", "0,"], ["--pin", "9999"], ["--seed", "-1"],
             ["--vcpus", "two"], ["--socket", "x"], ["--present", "--cold"], ["--plain", "--cpus", "0"], ["--format", "hpl3"],
             ["--make-template", "x", "--write-hot-list", "y"],

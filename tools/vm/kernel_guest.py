@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import resource
 import selectors
 import shlex
 import shutil
@@ -44,7 +45,7 @@ class Job:
     scratch: list = dataclasses.field(default_factory=list)  # directories that are empty and writable in the guest
     kvm: bool = False
     memory: int = 1024  # MiB
-    cpus: int = 2
+    cpus: int = 0  # 0: as many as are good for this QEMU
     limit: float = 600  # seconds for the command
 
 
@@ -54,17 +55,18 @@ class Result:
     log: list  # the kernel's, one record a line
     seconds: float  # that the command ran
     started: float  # seconds until it did
+    cpu: float  # seconds of CPU time that the whole guest took: what is left of the above where the machine has nothing else to do
 
     def troubles(self):
         return kernel_log.troubles(self.log)
 
 
-def threads_of_tcg():
+def runs_cpus_side_by_side():
     """QEMU before 8.1 may translate code on one thread while a CPU on another thread changes it, and keep the old. A kernel changes its own
     code as it goes (static branches, BPF programs): it then meets a breakpoint that is long gone, and dies."""
     said = subprocess.run([QEMU, "--version"], stdout=subprocess.PIPE, check=False, text=True).stdout
     version = re.search(r"version (\d+)\.(\d+)", said)
-    return "multi" if version and (int(version[1]), int(version[2])) >= (8, 1) else "single"
+    return bool(version) and (int(version[1]), int(version[2])) >= (8, 1)
 
 
 def run(kernel, job, output, errors):
@@ -101,12 +103,15 @@ class _Guest:
         self.log, self.status, self.broken = b"", None, None
         self.spawned, self.started = time.monotonic(), None
 
+        side_by_side = runs_cpus_side_by_side()
+        # Of two CPUs that take turns, each has to spin away its turn when it waits for the other: one is many times faster.
+        cpus = job.cpus or (2 if side_by_side else 1)
         # no_timer_check: on a busy machine the timer may seem not to work, and the kernel would stop there.
         append = f"console=ttyS0 panic=-1 quiet mitigations=off nokaslr no_timer_check FAULTLINE_JOB={directory}"
         command = [
             "setpriv", "--pdeathsig", "KILL", "--", QEMU, "-name", "kernel", "-nodefaults", "-display", "none", "-no-reboot",
-            "-accel", f"tcg,thread={threads_of_tcg()}", "-cpu", "max,+svm,+npt" if job.kvm else "max",
-            "-smp", str(job.cpus), "-m", f"{job.memory}M", "-kernel", kernel.image, "-initrd", kernel.initrd, "-append", append,
+            "-accel", f"tcg,thread={'multi' if side_by_side else 'single'}", "-cpu", "max,+svm,+npt" if job.kvm else "max",
+            "-smp", str(cpus), "-m", f"{job.memory}M", "-kernel", kernel.image, "-initrd", kernel.initrd, "-append", append,
             "-virtfs", "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap",
             "-device", "virtio-serial-pci,max_ports=8",
         ]  # fmt: skip
@@ -152,7 +157,9 @@ class _Guest:
         lines = list(kernel_log.lines_of(self.log.decode(errors="replace")))
         if MARK in lines:
             lines = lines[: lines.index(MARK)]
-        return Result(self.status, lines, ended - self.started, self.started - self.spawned)
+        self.stop()
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return Result(self.status, lines, ended - self.started, self.started - self.spawned, used.ru_utime + used.ru_stime)
 
     def _over(self):
         return self.status is not None or self.broken is not None or not self.sockets

@@ -21,6 +21,16 @@ CAPABILITIES = [
 ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """What a template and its forks run on."""
+
+    accelerator: str = "tcg"  # or "kvm"
+    cpu: str = "max"
+    memory: int = MEMORY_SIZE  # bytes
+    cpus: int = 2
+
+
 class VmError(Exception):
     """Says which VM failed at what, with what it had to say."""
 
@@ -104,15 +114,15 @@ class Qmp:
 class Vm:
     """One QEMU process. Start it from the main thread (it dies with the thread that started it); use it from any one."""
 
-    def __init__(self, guest, memory, log, *, name, share=False, incoming=False, environment=None, options=()):
+    def __init__(self, guest, memory, log, *, name, share=False, incoming=False, environment=None, options=(), hardware=Hardware()):
         self.name, self.log = name, pathlib.Path(log)
         serial, serial_theirs = socket.socketpair()
         qmp, qmp_theirs = socket.socketpair()
         command = [
             "setpriv", "--pdeathsig", "KILL", "--",  # nobody is left behind, even if this process is killed
-            QEMU, "-name", name, "-nodefaults", "-display", "none", "-no-reboot", "-accel", "tcg", "-cpu", "max", "-smp", "2",
-            "-m", f"{MEMORY_SIZE >> 20}M", "-machine", "pc,memory-backend=m",
-            "-object", f"memory-backend-file,id=m,size={MEMORY_SIZE},mem-path={memory},share={'on' if share else 'off'}",
+            QEMU, "-name", name, "-nodefaults", "-display", "none", "-no-reboot", "-accel", hardware.accelerator, "-cpu", hardware.cpu,
+            "-smp", str(hardware.cpus), "-m", f"{hardware.memory >> 20}M", "-machine", "pc,memory-backend=m",
+            "-object", f"memory-backend-file,id=m,size={hardware.memory},mem-path={memory},share={'on' if share else 'off'}",
             "-kernel", guest.kernel, "-initrd", guest.initrd,
             "-append", "console=ttyS0 panic=-1 quiet mitigations=off nokaslr",
             "-chardev", f"socket,id=serial,fd={serial_theirs.fileno()}", "-serial", "chardev:serial",
@@ -122,6 +132,7 @@ class Vm:
         ]  # fmt: skip
         self.serial = Lines(serial, f"the guest of {name}", self.said)
         self.qmp = Qmp(Lines(qmp, f"QEMU of {name}", self.said))
+        self.hardware = hardware
         self.spawned = time.monotonic()
         self.resumed = None
         with open(self.log, "wb") as stderr:
@@ -194,6 +205,7 @@ class Snapshot:
     memory: pathlib.Path
     state: pathlib.Path
     digest: str  # of the memory image
+    hardware: Hardware = Hardware()
 
     def intact(self):
         return file_digest(self.memory) == self.digest
@@ -207,10 +219,10 @@ def file_digest(path):
     return digest.hexdigest()
 
 
-def boot(guest, directory):
+def boot(guest, directory, hardware=Hardware()):
     """Starts the guest that will be the template; `wait_booted`, then `snapshot`."""
     directory = pathlib.Path(directory)
-    return Vm(guest, directory / "memory", directory / "template.log", name="template", share=True)
+    return Vm(guest, directory / "memory", directory / "template.log", name="template", share=True, hardware=hardware)
 
 
 def snapshot(vm, guest, directory):
@@ -223,7 +235,7 @@ def snapshot(vm, guest, directory):
     vm.qmp.execute("migrate", uri=f"exec:cat > {state}")
     vm.qmp.wait_migrated()
     vm.stop()
-    return Snapshot(guest, memory, state, file_digest(memory))
+    return Snapshot(guest, memory, state, file_digest(memory), vm.hardware)
 
 
 def fork(template, directory, name, *, preload=None, uffd_socket=None, options=()):
@@ -232,4 +244,4 @@ def fork(template, directory, name, *, preload=None, uffd_socket=None, options=(
     if uffd_socket:
         environment = {"LD_PRELOAD": str(preload), "FAULTLINE_SOCKET": str(uffd_socket), "FAULTLINE_MEMORY": str(template.memory)}
     return Vm(template.guest, template.memory, pathlib.Path(directory) / f"{name}.log", name=name, incoming=True,
-              environment=environment, options=options)  # fmt: skip
+              environment=environment, options=options, hardware=template.hardware)  # fmt: skip
