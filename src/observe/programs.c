@@ -23,7 +23,7 @@ struct range_key {
 	uint64_t mm, address;
 };
 
-static int say(enum libbpf_print_level level, const char *format, va_list ap)
+__attribute__((format(printf, 2, 0))) static int say(enum libbpf_print_level level, const char *format, va_list ap)
 {
 	char text[400];
 

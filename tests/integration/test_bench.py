@@ -335,7 +335,7 @@ def test_signals(directory):
     """At any moment: with a server alone, with guests, in the middle of connecting a thousand."""
     for arguments, processes, number in [(["fault"], 1, signal.SIGINT), (["fault"], 3, signal.SIGINT),
                                          (["prefetch"], 2, signal.SIGTERM), (["idle"], 30, signal.SIGINT),
-                                         (["fairness"], 20, signal.SIGHUP)]:
+                                         (["fairness"], 20, signal.SIGHUP), (["observe"], 2, signal.SIGTERM)]:
         with Marked(directory, *arguments) as run:
             run.await_others(processes)
             run.process.send_signal(number)

@@ -4,14 +4,16 @@
 With one vCPU, whoever records sees the guest's own order; the kernel sees every page that was touched, and no other, whoever waits for whom; and the
 second generation's loop sees only what its list lacked.
 """
+import glob
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 
-from api_client import skip
+from api_client import DEADLINE_S, skip, wait_for
 
 BINARY = os.environ.get("FAULTLINE") or skip("FAULTLINE does not name the faultline binary")
 SOURCE = os.environ.get("FAULTLINE_SOURCE") or skip("FAULTLINE_SOURCE does not name the source directory")
@@ -123,6 +125,20 @@ def test_bad_options(directory):
     assert "--markdown" in stderr, stderr
     _, stderr = bench(directory, "--traces", "/nonexistent", code=1)
     assert "/nonexistent" in stderr and "--traces" in stderr, stderr
+    assert os.listdir(directory) == []
+
+
+def test_interrupt(directory):
+    """While its server runs and a guest comes and goes."""
+    with subprocess.Popen([BINARY, "bench", "order", "--traces", f"{SOURCE}/traces", "--dir", directory, "--json"],
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        try:
+            wait_for(lambda: run.poll() is not None or glob.glob(f"{directory}/*/order/run/control.sock"))
+            run.send_signal(signal.SIGINT)
+            stdout, stderr = run.communicate(timeout=DEADLINE_S)
+        finally:
+            run.kill()
+    assert run.returncode == -signal.SIGINT and stdout == b"", (run.returncode, stderr)
     assert os.listdir(directory) == []
 
 

@@ -382,7 +382,10 @@ static void no_two_pages_share_a_word(void **state)
 static void spreading_deals_bursts_out(void **state)
 {
 	(void)state;
-	_cleanup_trace_ struct trace *trace = parse(HEADER "0,0,1,0,r\n1,1,2,1,w\n2,2,3,0,x\n3,3,4,0,r\n4,4,5,1,r\n5,5,6,0,r\n"), *spread = NULL;
+	_cleanup_trace_ struct trace *trace =
+					     parse(HEADER
+						   "0,0,1,0,r\n1,1,2,1,w\n2,2,3,0,x\n3,3,4,0,r\n4,4,5,1,r\n5,5,6,0,r\n"),
+				     *spread = NULL;
 	/* Of vCPU 0, two to each from the first on; of vCPU 1, from the third on. */
 	static const uint16_t expected[] = { 0, 2, 0, 1, 2, 1 };
 

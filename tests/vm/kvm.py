@@ -115,30 +115,39 @@ def run_vmm(image, script, *options, socket=None):
     return finish_vmm(start_vmm(image, script, *options, socket=socket))
 
 
+class StoppedWell(Server):
+    """A server that must end well."""
+
+    def __exit__(self, *_):
+        status = self.stop()
+        if status != 0:
+            raise AssertionError(f"the server ended with {status}: {self.said()}")
+
+
 class ServedTest(unittest.TestCase):
-    """A directory, an image in it, and servers with a template of it."""
+    """A class's own directory, image, and server with a template of it: starting one takes its time where the kernel is emulated."""
 
     PAGES = 240
+    SERVE = ("--observe", "off")
+    ENVIRONMENT = {}
 
-    def setUp(self):
-        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="faultline-kvm-"))
-        self.addCleanup(shutil.rmtree, self.directory)
-        self.image = make_image(self.directory / "image", self.PAGES)
+    @classmethod
+    def setUpClass(cls):
+        cls.directory = pathlib.Path(tempfile.mkdtemp(prefix="faultline-kvm-"))
+        cls.addClassCleanup(shutil.rmtree, cls.directory)
+        cls.image = make_image(cls.directory / "image", cls.PAGES)
+        cls.server = cls.enterClassContext(StoppedWell(BINARY, cls.directory, *cls.SERVE, environment=cls.ENVIRONMENT))
+        cls.server.run("template", "add", "base", "--memory", cls.image)
+        cls.names = (f"f{number}" for number in itertools.count())
 
-    def serve(self, *options, environment=None):
-        """A server of the test's own, until the test ends."""
-        directory = pathlib.Path(tempfile.mkdtemp(dir=self.directory))
-        server = Server(BINARY, directory, *options, environment=environment)
-        self.addCleanup(self.stop, server)
-        server.run("template", "add", "base", "--memory", self.image)
-        return server
-
-    def stop(self, server):
-        self.assertEqual(server.stop(), 0, server.said())
+    def create(self, *options):
+        """A fork's name and socket."""
+        name = next(self.names)
+        return name, self.server.run("fork", "create", "base", "--id", name, *options).strip()
 
     def write_list(self, pages, split=None):
         """A hot list of image pages, in a file."""
-        path = self.directory / f"list-{len(list(self.directory.glob('list-*')))}"
+        path = self.directory / f"{next(self.names)}.csv"
         rows = [(1, page - split) if split and page >= split else (0, page) for page in pages]
         path.write_text("region,offset\n" + "".join(f"{region},{page * PAGE}\n" for region, page in rows))
         return path

@@ -90,34 +90,31 @@ class WithoutServer(kvm.ServedTest):
     def test_pages_that_are_not_there_or_are_no_code_are_refused(self):
         with self.assertRaisesRegex(AssertionError, "has only"):
             kvm.run_vmm(self.image, [f"0 r {PAGES}"])
-        with open(self.image, "r+b") as file:
-            file.write(b"\0")
+        zeros = self.directory / "zeros"
+        zeros.write_bytes(bytes(kvm.PAGE))
         with self.assertRaisesRegex(AssertionError, "page 0 .* can't be run"):
-            kvm.run_vmm(self.image, ["0 x 0"])
+            kvm.run_vmm(zeros, ["0 x 0"])
 
 
 class Served(kvm.ServedTest):
     def test_every_page_comes_from_the_server_once(self):
-        server = self.serve("--observe", "off")
         for irqchip in ([], ["--irqchip"]):
             for vcpus in (1, 2):
                 with self.subTest(irqchip=irqchip, vcpus=vcpus):
-                    fork = f"f{len(irqchip)}{vcpus}"
-                    socket = server.run("fork", "create", "base", "--id", fork).strip()
+                    fork, socket = self.create()
                     truth = kvm.run_vmm(self.image, kvm.deal(kvm.shuffled(PAGES), vcpus), *irqchip, socket=socket)
                     self.assertEqual(truth.end["absent"], PAGES)
-                    shown = server.show(fork)
+                    shown = kvm.show_gone(self.server, fork)
                     self.assertEqual((shown["faults"], shown["copied_pages"]), (PAGES, PAGES))
 
     def test_prefetched_pages_are_there(self):
-        server = self.serve("--observe", "off")
         order = kvm.shuffled(PAGES)
         hot = self.write_list(order[::2])
-        socket = server.run("fork", "create", "base", "--id", "f", "--prefetch", "eager", "--hot-list", hot).strip()
+        fork, socket = self.create("--prefetch", "eager", "--hot-list", hot)
         truth = kvm.run_vmm(self.image, kvm.deal(order), "--wait-prefetched", socket=socket)
         self.assertEqual({touch["page"] for touch in truth.first if touch["present"]}, set(order[::2]))
         self.assertEqual(truth.end["absent"], PAGES // 2)
-        shown = server.show("f")
+        shown = kvm.show_gone(self.server, fork)
         self.assertEqual((shown["faults"], shown["prefetched_pages"]), (PAGES // 2, PAGES // 2))
 
 
