@@ -1,7 +1,7 @@
 /* Which userfaultfd context, and which address space, stand behind a descriptor of the server's? Asked once for each fork. */
 #include "maps.bpf.h"
 
-__u32 asked_fd __weak;		/* ANY_FD: the first, for the address space of the process alone */
+__u32 asked_fd __weak; /* ANY_FD: the first, for the address space of the process alone */
 __u64 found_context __weak;
 __u64 found_mm __weak;
 

@@ -55,8 +55,8 @@ int BPF_PROG(touch_guest, struct kvm_vcpu *vcpu, unsigned long guest_address, __
 	__u64 now = bpf_ktime_get_ns();
 	tell_pending(thread, task->pid);
 	begin_touch(thread, address, now,
-		    FL_EVENT_KVM | (code & ERROR_WRITE ? FL_EVENT_WRITE : 0) | (code & ERROR_FETCH ? FL_EVENT_FETCH : 0) |
-			    (code & ERROR_WALK ? FL_EVENT_WALK : 0));
+		    FL_EVENT_KVM | (code & ERROR_WRITE ? FL_EVENT_WRITE : 0) |
+			    (code & ERROR_FETCH ? FL_EVENT_FETCH : 0) | (code & ERROR_WALK ? FL_EVENT_WALK : 0));
 	/* Whether it will have to wait isn't known yet, and another thread may be the one that does: so the touch is told by itself. */
 	tell_pending(thread, task->pid);
 	return 0;

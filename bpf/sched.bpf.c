@@ -12,7 +12,7 @@
 #define STACK_DEPTH 24
 
 #if defined(__TARGET_ARCH_x86)
-extern const int __preempt_count __ksym __weak;		/* before Linux 6.2, and since 6.15 */
+extern const int __preempt_count __ksym __weak;	     /* before Linux 6.2, and since 6.15 */
 extern const struct pcpu_hot pcpu_hot __ksym __weak; /* in between */
 
 static __always_inline int preempt_count(struct task_struct *current)

@@ -10,7 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#define CLI_OPTIONS_MAX	  32 /* of one action, those that every action has not counted */
+#define CLI_OPTIONS_MAX	  32  /* of one action, those that every action has not counted */
 #define CLI_ARGUMENTS_MAX 512 /* words that are not options; a VMM's whole command line may be among them */
 
 struct cli_option {

@@ -165,13 +165,12 @@ static void decide(const struct merge *merge, struct merge_vote *vote)
 	enum hot_clock shown = vote->independence < 0			      ? HOT_CLOCK_UNKNOWN
 			       : vote->independence >= MERGE_INDEPENDENT_FROM ? HOT_CLOCK_CORRECTED
 									      : HOT_CLOCK_RAW;
-	bool close = fabs(vote->agreement_raw - vote->agreement_corrected) < MERGE_CLOSE;
 	bool sure = vote->independence < MERGE_SURELY_WAITING || vote->independence >= MERGE_SURELY_INDEPENDENT;
 
 	if (one_clock(merge)) {
 		vote->clock = any_timed(merge) ? HOT_CLOCK_RAW : HOT_CLOCK_UNKNOWN;
 		vote->reason = MERGE_ONE_CLOCK;
-	} else if (shown && shown != agreed && (!agreed || (close && sure))) {
+	} else if (shown && shown != agreed && (!agreed || sure)) {
 		vote->clock = shown;
 		vote->reason = MERGE_EVIDENCE;
 	} else if (agreed) {

@@ -22,8 +22,8 @@ extern const size_t tier_count;
 
 /* What a tier may have besides. */
 struct tier_extra {
-	const char *name; /* "kvm_page_fault" */
-	const char *what; /* what is lost without it */
+	const char *name;	 /* "kvm_page_fault" */
+	const char *what;	 /* what is lost without it */
 	const char *programs[3]; /* the first that works is used; NULL-terminated */
 };
 
