@@ -155,9 +155,16 @@ static bool mapped(pid_t thread, void *data)
 	struct profile *profile = data;
 	pid_t pid = process_of(thread);
 	struct error err;
+	int r = pid ? profile_look(profile, pid, &err) : 0;
 
-	if (!pid || profile_look(profile, pid, &err) < 0)
+	/* The image isn't there so far, or the process isn't any more. */
+	if (!pid || (r < 0 && (!strcmp(err.code, "not_mapped") || !strcmp(err.code, "no_process"))))
 		return true;
+	if (r < 0) {
+		profile->failed = r;
+		profile->failure = err;
+		return false;
+	}
 	if (!profile->watch_until_ns)
 		profile->watch_until_ns = now_ns() + REST_NS;
 	return !has_all(profile);
@@ -279,6 +286,10 @@ static int run_until_end(struct profile *profile, struct error *err)
 			return error_set(err, -errno, "io_error", "waiting failed: %m");
 		if (p[0].revents)
 			handle_signals(profile);
+		if (profile->failed < 0) {
+			*err = profile->failure;
+			return profile->failed;
+		}
 		if (profile->attached && profile->pidfd < 0)
 			r = follow(profile, err);
 		if (p[1].revents && r >= 0)

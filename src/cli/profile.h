@@ -31,6 +31,8 @@ struct profile {
 	uint64_t started_ns;
 	int signals; /* a signalfd */
 	int interrupted_by;
+	int failed; /* negative: what went wrong as something was mapped, with FAILURE */
+	struct error failure;
 
 	struct fault_around around;
 	struct observe *observe;
