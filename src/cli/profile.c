@@ -23,7 +23,7 @@
 #include "serve/observer.h"
 
 #define SETTLE_S    2
-#define MAP_S	    30
+#define MAP_S	    60
 #define GRACE_S	    5
 #define SECONDS_MAX 86400
 /* How often touches are counted, to see whether the guest has settled, and its mappings looked at. */
@@ -466,7 +466,7 @@ static const struct cli_option options[] = {
 	  .help = "it ends when hardly any page was touched for S seconds; 0: not for that (default: 2)" },
 	{ .name = "map-timeout",
 	  .value = "S",
-	  .help = "fail where nothing has mapped the image S seconds after COMMAND's start (default: 30)" },
+	  .help = "fail where nothing has mapped the image S seconds after COMMAND's start (default: 60)" },
 	{ .name = "fault-around",
 	  .value = "HOW",
 	  .help = "page (default): have the kernel map one page at a touch meanwhile; keep: leave it as it is",

@@ -55,10 +55,10 @@ static int refused(struct error *err, int error, const char *step, const char *n
 		why = "the kernel refuses it (EPERM)";
 	else if (error == -ENOENT || error == -ESRCH)
 		why = "this kernel doesn't have what it attaches to, or a symbol that it reads";
-	else if (error == -EINVAL || error == -EOPNOTSUPP || error == -ENOTSUP)
+	else if (error == -EINVAL || error == -EOPNOTSUPP)
 		why = "this kernel doesn't support it";
-	return error_set(err, error, "no_tier", "%s%s%s can't be %s: %s", name ? "the BPF program " : "BPF maps",
-			 name ?: "", "", step, why);
+	return error_set(err, error, "no_tier", "%s%s can't be %s: %s", name ? "the BPF program " : "BPF maps",
+			 name ?: "", step, why);
 }
 
 static bool is_iterator(const struct bpf_program *program)

@@ -337,7 +337,8 @@ static void test_the_life_of_a_fork(void **state)
 	expect_region(region_at(fork, values[ADDRESS_0]), values[ADDRESS_0], 10, 0, 0);
 	expect_region(region_at(fork, values[TOUCHES]), values[TOUCHES], 9, 0, 10);
 	expect_region(region_at(fork, values[ADDRESS_0] + 20 * PAGE), values[ADDRESS_0] + 20 * PAGE, FIRST - 20, 0, 20);
-	/* The stamp names the page where it is now. */
+	/* The stamp names the page where it is now. The guest may be told before the pager has stamped. */
+	await_stamps(server, "fork");
 	assert_int_equal(fake_observer()->stamps[0].stamp.address, values[TOUCHES] + 3 * PAGE);
 
 	assert_int_equal(fork->ready, 0);

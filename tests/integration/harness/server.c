@@ -104,7 +104,9 @@ static void await_ready(struct test_server *server, int notify)
 
 void test_server_start(struct test_server *server)
 {
-	test_server_start_as(server, ARGS(NULL), NULL, NULL);
+	char *observe = getenv("FAULTLINE_TEST_OBSERVE");
+
+	test_server_start_as(server, observe ? ARGS("--observe", observe) : ARGS(NULL), NULL, NULL);
 }
 
 void test_server_start_as(struct test_server *server, char *const extra[], void (*prepare)(void *), void *data)

@@ -25,7 +25,10 @@ struct test_server {
 int test_server_setup(void **state);
 int test_server_teardown(void **state);
 
-/* The parts, for tests about starting and stopping. */
+/*
+ * The parts, for tests about starting and stopping. FAULTLINE_TEST_OBSERVE is the server's --observe where a test doesn't say: 'off' lets it start
+ * ten times sooner on an emulated machine.
+ */
 void test_server_make_dir(struct test_server *server);
 void test_server_start(struct test_server *server);
 /* With EXTRA arguments (NULL-terminated), by a child that has called PREPARE before, where that is set. */

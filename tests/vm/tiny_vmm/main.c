@@ -352,7 +352,7 @@ static struct touch *collect(const struct vmm *vmm, size_t *ret_count)
 
 	for (unsigned i = 0; i < vmm->script.vcpu_count; i++)
 		count += vmm->script.vcpus[i].touches;
-	struct touch *touches = calloc(count, sizeof *touches);
+	struct touch *touches = calloc(count ? count : 1, sizeof *touches);
 	if (!touches)
 		fail("no memory for %zu touches", count);
 	count = 0;
