@@ -364,7 +364,7 @@ static const struct cli_action actions[] = {
 	  .complete = "@file",
 	  .synopsis = "TRACE [--serve | --run-dir DIR | --socket PATH | --plain | --present] [OPTION...]\n"
 		      "TRACE --make-template FILE [--seed N]\n"
-		      "TRACE --write-hot-list FILE [--format hpl1|json|csv]" },
+		      "TRACE --write-hot-list FILE [--format hpl1|hpl2|json|csv]" },
 	{ 0 },
 };
 

@@ -12,7 +12,7 @@ from api_client import DEADLINE_S, PAGE, PAGES, make_image
 from doctor_runs import HERE, NOBODY, SECCOMP, CHECKS, Unavailable, run_checks
 
 UFFD = [name for name in CHECKS if name.startswith("uffd_") and name != "uffd_unprivileged"]
-BPF_PROGRAMS = [name for name in CHECKS if name.startswith("bpf_") and name != "bpf_pin"]
+BPF_PROGRAMS = [name for name in CHECKS if name.startswith("bpf_") and name not in ("bpf_pin", "bpf_capabilities")]
 KVM_BPF = "bpf_kvm_page_fault"  # says "no KVM" before anything else
 
 
