@@ -78,21 +78,27 @@ static int exec_failed(const char *name, int error, struct error *err)
 	return error_set(err, -error, "command_failed", "cannot start '%s': %s", name, strerror(error));
 }
 
+#define WAITING_MS 20
+
 /* Waits for the exec. 0, or what it failed with. */
-static int await_exec(int failed)
+static int await_exec(int failed, const struct child_hold *hold)
 {
+	struct pollfd p = { .fd = failed, .events = POLLIN };
+	bool called = hold && hold->waiting;
 	int error = 0;
 	ssize_t n;
 
+	while (poll(&p, 1, called ? WAITING_MS : -1) <= 0)
+		if (called)
+			hold->waiting(hold->data);
 	do
 		n = read(failed, &error, sizeof error);
 	while (n < 0 && errno == EINTR);
 	return n == sizeof error ? error : 0;
 }
 
-int child_start_held(const char *const *argv, const struct child_variable *variables,
-		     int (*held)(pid_t pid, void *data, struct error *err), void *data, struct child *ret,
-		     struct error *err)
+int child_start_held(const char *const *argv, const struct child_variable *variables, const struct child_hold *hold,
+		     struct child *ret, struct error *err)
 {
 	_cleanup_(pipes_close) struct pipes pipes = { { -1, -1 }, { -1, -1 } };
 	pid_t parent = getpid();
@@ -110,12 +116,12 @@ int child_start_held(const char *const *argv, const struct child_variable *varia
 	setpgid(pid, pid);
 
 	struct child child = { .pid = pid, .pidfd = (int)syscall(SYS_pidfd_open, pid, 0), .name = argv[0] };
-	int error = child.pidfd < 0 ? ENOSYS : 0, r = error || !held ? 0 : held(pid, data, err);
+	int error = child.pidfd < 0 ? ENOSYS : 0, r = error || !hold ? 0 : hold->held(pid, hold->data, err);
 
 	close(TAKE_FD(pipes.go[1]));
 	close(TAKE_FD(pipes.failed[1]));
 	if (!error && r >= 0)
-		error = await_exec(pipes.failed[0]);
+		error = await_exec(pipes.failed[0], hold);
 	if (error || r < 0) {
 		child_end(&child, 0, -1);
 		return r < 0 ? r : exec_failed(argv[0], error, err);
@@ -126,7 +132,7 @@ int child_start_held(const char *const *argv, const struct child_variable *varia
 
 int child_start(const char *const *argv, const struct child_variable *variables, struct child *ret, struct error *err)
 {
-	return child_start_held(argv, variables, NULL, NULL, ret, err);
+	return child_start_held(argv, variables, NULL, ret, err);
 }
 
 int child_end(struct child *child, double grace_s, int impatient)

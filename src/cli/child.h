@@ -32,10 +32,14 @@ struct child_variable {
  */
 int child_start(const char *const *argv, const struct child_variable *variables, struct child *ret, struct error *err);
 
-/* The same; HELD is called while the new process waits to become the command, and a failure of it is that of the start. */
-int child_start_held(const char *const *argv, const struct child_variable *variables,
-		     int (*held)(pid_t pid, void *data, struct error *err), void *data, struct child *ret,
-		     struct error *err);
+/* For who does something to the new process before it becomes the command. */
+struct child_hold {
+	int (*held)(pid_t pid, void *data, struct error *err); /* while it waits; a failure is that of the start */
+	void (*waiting)(void *data); /* every now and then until it is the command; may be NULL */
+	void *data;
+};
+int child_start_held(const char *const *argv, const struct child_variable *variables, const struct child_hold *hold,
+		     struct child *ret, struct error *err);
 
 /*
  * Ends it and whatever else is in its group: SIGTERM, and SIGKILL after GRACE_S seconds or as soon as IMPATIENT (a descriptor; -1: none) is

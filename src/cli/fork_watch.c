@@ -64,6 +64,20 @@ int fork_watch_start(struct fork_watch *watch, const char *run_dir, const char *
 	return 0;
 }
 
+int fork_watch_take(struct fork_watch *watch, struct error *err)
+{
+	if (watch->started)
+		pthread_join(watch->thread, NULL);
+	watch->started = false;
+
+	int r = watch->result;
+
+	if (r < 0)
+		*err = watch->err;
+	fork_watch_end(watch);
+	return r;
+}
+
 void fork_watch_end(struct fork_watch *watch)
 {
 	if (watch->started)

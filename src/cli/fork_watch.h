@@ -12,10 +12,10 @@
 struct fork_watch {
 	pthread_t thread;
 	bool started;
-	int done; /* readable: result and err are there; -1: no watch */
+	int done; /* readable: the answer is there; -1: no watch */
 	const char *run_dir, *id, *milestone;
 	double timeout_s;
-	int result; /* 0, or negative with err as the API said it */
+	int result; /* the thread's, as long as it runs */
 	struct error err;
 };
 #define FORK_WATCH_NONE    \
@@ -26,6 +26,9 @@ struct fork_watch {
 /* RUN_DIR (may be NULL) and ID must outlive the watch. MILESTONE as of `fork wait`. Must not move while it is started. */
 int fork_watch_start(struct fork_watch *watch, const char *run_dir, const char *id, const char *milestone,
 		     double timeout_s, struct error *err);
+
+/* The answer, once DONE is readable: 0, or negative with ERR as the API said it. Ends the watch. */
+int fork_watch_take(struct fork_watch *watch, struct error *err);
 
 /* Returns once the answer is there; forget the fork first, where that is not to take long. */
 void fork_watch_end(struct fork_watch *watch);

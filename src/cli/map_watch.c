@@ -11,9 +11,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define OPTIONS \
-	(PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC)
-#define SYSCALL_STOP (SIGTRAP | 0x80)
+/* Before the command is what it is to be, nothing of ours that may run in its process (a sanitizer's thread, say) is of interest. */
+#define FIRST_OPTIONS (PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACEEXEC)
+#define OPTIONS	      (FIRST_OPTIONS | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE)
+#define SYSCALL_STOP  (SIGTRAP | 0x80)
 
 /* mmap() never gives less: what a program may map at (vm.mmap_min_addr). */
 #define LOWEST_ADDRESS 0x1000
@@ -45,7 +46,7 @@ int map_watch_seize(pid_t pid, void *data, struct error *err)
 	struct map_watch *watch = data;
 
 	*watch = (struct map_watch){ .command = pid };
-	if (ptrace(PTRACE_SEIZE, pid, 0, OPTIONS) < 0)
+	if (ptrace(PTRACE_SEIZE, pid, 0, FIRST_OPTIONS) < 0)
 		return error_set(err, -errno, "not_permitted",
 				 "cannot trace the command, to see when it maps its memory: %s; it can be started first, and named with --pid",
 				 strerror(errno));
@@ -84,6 +85,8 @@ static void handle_stop(struct map_watch *watch, pid_t thread, int status, bool 
 
 	if (event == PTRACE_EVENT_FORK || event == PTRACE_EVENT_VFORK || event == PTRACE_EVENT_CLONE)
 		add_new(watch, thread);
+	else if (event == PTRACE_EVENT_EXEC)
+		ptrace(PTRACE_SETOPTIONS, thread, 0, OPTIONS);
 	else if (event == PTRACE_EVENT_STOP)
 		group_stop = stop != SIGTRAP;
 	else if (stop == SYSCALL_STOP)
@@ -138,6 +141,18 @@ void map_watch_handle(struct map_watch *watch, bool (*mapped)(pid_t thread, void
 	}
 	if (watch->leaving && !was_leaving)
 		map_watch_leave(watch);
+}
+
+static bool nothing_mapped(pid_t thread, void *data)
+{
+	(void)thread;
+	(void)data;
+	return true;
+}
+
+void map_watch_wait(void *data)
+{
+	map_watch_handle(data, nothing_mapped, NULL);
 }
 
 void map_watch_leave(struct map_watch *watch)

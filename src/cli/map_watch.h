@@ -19,6 +19,7 @@ struct map_watch {
 
 /* For child_start_held: DATA is the watch. */
 int map_watch_seize(pid_t pid, void *data, struct error *err);
+void map_watch_wait(void *data);
 
 /*
  * To be called after each SIGCHLD. MAPPED is called with a thread that stands still after such a call, and returns whether there is more to

@@ -335,6 +335,7 @@ static int await_command(struct profile *profile, struct error *err)
 static int start(struct profile *profile, struct error *err)
 {
 	const struct child_variable none[] = { { 0 } };
+	const struct child_hold hold = { map_watch_seize, map_watch_wait, &profile->watch };
 
 	struct stat st;
 
@@ -348,7 +349,7 @@ static int start(struct profile *profile, struct error *err)
 	if (profile->command)
 		prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 	if (profile->command)
-		return child_start_held(profile->command, none, map_watch_seize, &profile->watch, &profile->child, err);
+		return child_start_held(profile->command, none, &hold, &profile->child, err);
 	int r = follow(profile, err);
 	return r < 0 ? r : profile_look(profile, profile->pid, err);
 }

@@ -206,14 +206,14 @@ static int await_connected(struct run *run, struct error *err)
 		r = ended_before_connected(run, err);
 		break;
 	default:
-		/* fork_gone: it has come and gone, which the window's wait will find as well. */
-		r = strcmp(run->watch.err.code, "fork_gone") != 0 ? run->watch.result : 0;
-		if (r < 0 && !strcmp(run->watch.err.code, "timeout")) {
+		r = fork_watch_take(&run->watch, err);
+		if (r < 0 && !strcmp(err->code, "timeout")) {
 			snprintf(what, sizeof what, "no VMM connected within %g s", run->job->connect_s);
 			return never_connected(run, what, err);
 		}
-		if (r < 0)
-			*err = run->watch.err;
+		/* It has come and gone, which the window's wait will find as well. */
+		if (r < 0 && !strcmp(err->code, "fork_gone"))
+			r = 0;
 	}
 	if (r >= 0)
 		fork_watch_end(&run->watch);
@@ -255,16 +255,16 @@ static int has_settled(struct run *run, struct error *err)
 /* The answer of the wait for readiness, as an end of the window. */
 static int end_by_answer(struct run *run, struct error *err)
 {
-	if (run->watch.result >= 0) {
+	int r = fork_watch_take(&run->watch, err);
+
+	if (r >= 0)
 		run->result->end = HOT_WINDOW_READY;
-	} else if (!strcmp(run->watch.err.code, "timeout")) {
+	else if (!strcmp(err->code, "timeout"))
 		run->result->end = HOT_WINDOW_TIMEOUT;
-	} else if (!strcmp(run->watch.err.code, "fork_gone")) {
+	else if (!strcmp(err->code, "fork_gone"))
 		run->result->end = HOT_WINDOW_GONE;
-	} else {
-		*err = run->watch.err;
-		return run->watch.result;
-	}
+	else
+		return r;
 	return 0;
 }
 

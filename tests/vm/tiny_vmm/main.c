@@ -16,7 +16,7 @@
 #include "base/cleanup.h"
 #include "vmm.h"
 
-static void fail(const char *format, ...)
+void fail(const char *format, ...)
 {
 	va_list args;
 
