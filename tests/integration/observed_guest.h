@@ -18,6 +18,9 @@
 #include "observe/observe.h"
 #include "serve/observer.h"
 
+/* Guests that are served at once in a test. */
+#define OBSERVED_GUEST_PAGERS 8u
+
 struct observed_guest {
 	const struct observer *observer;
 	observed_fork fork;
@@ -41,6 +44,8 @@ static inline void *observed_guest_serve(void *data)
 	struct pollfd polls[] = { { .fd = g->uffd, .events = POLLIN }, { .fd = g->stop_fd, .events = POLLIN } };
 	char page[PAGE] __attribute__((aligned(PAGE)));
 	struct uffd_msg message;
+	static _Atomic unsigned last_pager;
+	unsigned pager = last_pager++ % OBSERVED_GUEST_PAGERS; /* each thread's stamps go their own way */
 
 	memset(page, 0, sizeof page);
 	while (poll(polls, 2, -1) >= 0 && !(polls[1].revents & POLLIN)) {
@@ -58,7 +63,7 @@ static inline void *observed_guest_serve(void *data)
 				ioctl(g->uffd, UFFDIO_WAKE, &range);
 			}
 			g->served++;
-			g->observer->stamp(g->observer->data, 0,
+			g->observer->stamp(g->observer->data, pager,
 					   &(struct observer_stamp){ .fork = g->fork,
 								     .address = address,
 								     .read_ns = read_ns,
@@ -154,7 +159,7 @@ static inline struct observe *observer_new(size_t ring_bytes)
 	struct observe *observe = NULL;
 	struct error err = { 0 };
 	struct observe_config config = { .ring_bytes = ring_bytes,
-					 .pagers = 1,
+					 .pagers = OBSERVED_GUEST_PAGERS,
 					 .tier = getenv("FAULTLINE_OBSERVE_TIER") };
 
 	if (observe_new(&config, &observe, &err) < 0)
