@@ -116,11 +116,13 @@ static bool handle_one(struct map_watch *watch, pid_t thread, bool (*mapped)(pid
 		return true;
 	}
 	if (!info.si_pid) {
-		/* Has it ended? */
-		if (thread == watch->command && waitid(P_PID, (id_t)thread, &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
-		    info.si_pid)
+		/* Has it ended? (This tells stops of a traced process too, although it doesn't ask for them.) */
+		if (thread != watch->command || waitid(P_PID, (id_t)thread, &info, WEXITED | WNOHANG | WNOWAIT) < 0 ||
+		    !info.si_pid)
+			return false;
+		if (info.si_code == CLD_EXITED || info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED)
 			forget(watch, thread);
-		return false;
+		return true;
 	}
 	if (info.si_code == CLD_TRAPPED || info.si_code == CLD_STOPPED)
 		handle_stop(watch, thread, info.si_status, mapped, data);
