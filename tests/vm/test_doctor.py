@@ -19,7 +19,7 @@ class Doctor(unittest.TestCase):
         done = subprocess.run([kvm.BINARY, "doctor", "--json"], capture_output=True, check=False, text=True, timeout=kvm.TIMEOUT)
         self.assertEqual(done.returncode, 0, done.stderr)
         report = json.loads(done.stdout)
-        checks = {check["id"]: check for check in report["checks"]}
+        checks = {check["name"]: check for check in report["checks"]}
         for name in EVERYWHERE:
             self.assertEqual(checks[name]["status"], "ok", checks[name])
         kernel = tuple(int(number) for number in platform.release().split("-")[0].split("+")[0].split(".")[:2])
