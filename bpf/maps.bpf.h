@@ -72,6 +72,7 @@ struct thread {
 	__u64 lost_ns;
 	__u64 lost_before_ns; /* what that was at touch_ns */
 	__u64 ip;	      /* of the instruction that faulted */
+	__u64 ran_ns;	      /* it waited in handle_userfault, and ran again then; 0: not yet */
 	__u32 slot;
 	__u32 waker;
 	__u16 cpu;

@@ -65,7 +65,7 @@ static __always_inline bool waits_for_page(void *context, struct task_struct *ta
 					   unsigned int state)
 {
 	if (thread->in_fault)
-		return true;
+		return !thread->ran_ns;
 	if (!waits_by_switch || !thread->touch_ns)
 		return false;
 	if (!(state & (TASK_INTERRUPTIBLE | TASK_WAKEKILL)))
@@ -135,6 +135,8 @@ static __always_inline void gets_cpu(struct task_struct *task, struct thread *th
 	case THREAD_WAITS:
 		if (waits_by_switch)
 			end_wait(thread, task->pid, now);
+		else
+			thread->ran_ns = now;
 		break;
 	}
 	thread->state = THREAD_RUNS;

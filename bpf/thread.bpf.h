@@ -110,11 +110,29 @@ static __always_inline void tell(struct thread *thread, __u32 tid, __u8 kind, __
 	submit(event);
 }
 
-/* A touch of a page that was there has no end that could be seen: it is told when the thread does something else. */
+static __always_inline void end_wait(struct thread *thread, __u32 tid, __u64 now)
+{
+	tell(thread, tid, FL_EVENT_FAULT, now);
+	/* The whole stall, and nothing of it twice: it may have been kept from its CPU in between. */
+	thread->lost_ns = thread->lost_before_ns + (now - thread->touch_ns);
+	thread->touch_ns = 0;
+}
+
+/*
+ * A touch of a page that was there has no end that could be seen: it is told when the thread does something else. So is a fault whose end was not
+ * seen: the kernel has so many return probes, and of more threads that wait at once the others return without.
+ */
 static __always_inline void tell_pending(struct thread *thread, __u32 tid)
 {
+	bool waited = thread->in_fault && thread->ran_ns;
+
+	thread->in_fault = 0;
 	if (!thread->touch_ns)
 		return;
+	if (waited) {
+		end_wait(thread, tid, thread->ran_ns);
+		return;
+	}
 	tell(thread, tid, FL_EVENT_TOUCH, thread->touch_ns);
 	thread->touch_ns = 0;
 }
@@ -158,16 +176,9 @@ static __always_inline void begin_touch(struct thread *thread, __u64 address, __
 	thread->address = address;
 	thread->lost_before_ns = thread->lost_ns;
 	thread->wake_ns = 0;
+	thread->ran_ns = 0;
 	thread->cpu = bpf_get_smp_processor_id();
 	thread->flags = flags;
-}
-
-static __always_inline void end_wait(struct thread *thread, __u32 tid, __u64 now)
-{
-	tell(thread, tid, FL_EVENT_FAULT, now);
-	/* The whole stall, and nothing of it twice: it may have been kept from its CPU in between. */
-	thread->lost_ns = thread->lost_before_ns + (now - thread->touch_ns);
-	thread->touch_ns = 0;
 }
 
 /* The fork that the address belongs to in the address space MM: its slot, or 0. */

@@ -26,7 +26,7 @@ static __always_inline void enter(struct vm_fault *vmf)
 		     (fault_flags & FAULT_FLAG_INSTRUCTION ? FL_EVENT_FETCH : 0) |
 		     (task->flags & PF_KTHREAD ? FL_EVENT_KTHREAD : 0);
 	/* Where page_fault_user has seen the touch already, it began there. */
-	if (!thread->touch_ns || (thread->address ^ address) >> 12) {
+	if (!thread->touch_ns || thread->in_fault || (thread->address ^ address) >> 12) {
 		tell_pending(thread, task->pid);
 		begin_touch(thread, address, bpf_ktime_get_ns(), flags);
 	}

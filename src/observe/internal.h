@@ -41,8 +41,8 @@ struct observe {
 
 /* All of these with observe->lock held. */
 struct watched *observe_find(struct observe *observe, uint64_t slot);
-/* Takes what the ring and the pagers hold by now. Events taken, or a negative errno. */
-int observe_drain(struct observe *observe);
+/* Takes what the ring and the pagers hold by now; ALL: and joins it as far as that goes. Events taken, or a negative errno. */
+int observe_drain(struct observe *observe, bool all);
 
 /* With the attach_lock held. */
 int observe_start_reader(struct observe *observe);

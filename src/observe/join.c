@@ -1,4 +1,4 @@
-/* Recent stamps in a table, faults that wait for theirs in a row. */
+/* Recent stamps in a table, faults that wait for theirs in a row, touches in a queue. */
 #include "observe/join.h"
 
 #include <errno.h>
@@ -12,15 +12,20 @@
 #define STAMP_REACH 8
 
 struct waiting {
-	struct fl_event fault;
+	struct fl_event event;
 	uint64_t page;
+};
+
+struct waiting_row {
+	struct waiting *items;
+	size_t count, capacity;
+	size_t at, kept; /* of the pass: looked at so far, and those of them that go on waiting */
 };
 
 struct joiner {
 	struct observer_stamp stamps[STAMP_COUNT]; /* fork 0: free */
-	struct waiting *waiting;
-	size_t count, capacity;
-	size_t at, kept; /* of the pass: looked at so far, and those of them that go on waiting */
+	struct waiting_row faults, touches;
+	bool all; /* of the pass */
 };
 
 static uint64_t clamp(uint64_t value, uint64_t low, uint64_t high)
@@ -54,7 +59,8 @@ void joiner_free(struct joiner *joiner)
 {
 	if (!joiner)
 		return;
-	free(joiner->waiting);
+	free(joiner->faults.items);
+	free(joiner->touches.items);
 	free(joiner);
 }
 
@@ -80,55 +86,82 @@ void joiner_add_stamp(struct joiner *joiner, const struct observer_stamp *stamp)
 	*oldest = *stamp;
 }
 
-/* The stamp of what the server did for that fault, not for an earlier one of the same page. */
-static const struct observer_stamp *find_stamp(const struct joiner *joiner, const struct fl_event *fault, uint64_t page)
+/*
+ * The stamp of what the server did for that fault, not for an earlier one of the same page. For a touch it counts only from when the server learnt of
+ * a fault: before that it was another thread's.
+ */
+static const struct observer_stamp *find_stamp(const struct joiner *joiner, const struct waiting *waiting)
 {
-	size_t place = place_of(fault->fork, page);
+	const struct fl_event *event = &waiting->event;
+	size_t place = place_of(event->fork, waiting->page);
 
 	for (size_t i = 0; i < STAMP_REACH; i++) {
 		const struct observer_stamp *slot = &joiner->stamps[(place + i) % STAMP_COUNT];
-		if (slot->fork == fault->fork && slot->address == page)
-			return slot->copied_ns >= fault->touch_ns ? slot : NULL;
+		if (slot->fork == event->fork && slot->address == waiting->page)
+			return (event->kind == FL_EVENT_TOUCH ? slot->read_ns : slot->copied_ns) >= event->touch_ns
+				       ? slot
+				       : NULL;
 	}
 	return NULL;
 }
 
-int joiner_add_fault(struct joiner *joiner, const struct fl_event *fault, uint64_t page)
+static int append(struct waiting_row *row, const struct fl_event *event, uint64_t page)
 {
-	if (joiner->count == joiner->capacity) {
-		size_t capacity = joiner->capacity ? joiner->capacity * 2 : 256;
-		struct waiting *waiting = realloc(joiner->waiting, capacity * sizeof *waiting);
-		if (!waiting)
+	if (row->count == row->capacity) {
+		size_t capacity = row->capacity ? row->capacity * 2 : 256;
+		struct waiting *items = realloc(row->items, capacity * sizeof *items);
+		if (!items)
 			return -ENOMEM;
-		joiner->waiting = waiting;
-		joiner->capacity = capacity;
+		row->items = items;
+		row->capacity = capacity;
 	}
-	joiner->waiting[joiner->count++] = (struct waiting){ .fault = *fault, .page = page };
+	row->items[row->count++] = (struct waiting){ .event = *event, .page = page };
 	return 0;
 }
 
-void joiner_rewind(struct joiner *joiner)
+int joiner_add(struct joiner *joiner, const struct fl_event *event, uint64_t page)
 {
-	joiner->at = joiner->kept = 0;
+	return append(event->kind == FL_EVENT_TOUCH ? &joiner->touches : &joiner->faults, event, page);
+}
+
+void joiner_rewind(struct joiner *joiner, bool all)
+{
+	joiner->faults.at = joiner->faults.kept = 0;
+	joiner->touches.at = joiner->touches.kept = 0;
+	joiner->all = all;
+}
+
+/* The next of the row that has a stamp, or is so old that none will come. Unless ALL are wanted, what is younger than AGE is not even looked at. */
+static bool next(const struct joiner *joiner, struct waiting_row *row, uint64_t age, bool all, uint64_t now,
+		 struct joined *ret)
+{
+	while (row->at < row->count) {
+		const struct waiting *w = &row->items[row->at];
+		bool old = now > w->event.run_ns + age;
+		if (!old && !all)
+			break;
+		const struct observer_stamp *stamp = find_stamp(joiner, w);
+		row->at++;
+		if (stamp || old) {
+			*ret = (struct joined){ .event = w->event, .stamp = stamp };
+			return true;
+		}
+		row->items[row->kept++] = *w;
+	}
+	size_t rest = row->count - row->at;
+	if (rest && row->kept < row->at)
+		memmove(row->items + row->kept, row->items + row->at, rest * sizeof *row->items);
+	row->count = row->at = row->kept = row->kept + rest;
+	return false;
 }
 
 bool joiner_next(struct joiner *joiner, uint64_t now, struct joined *ret)
 {
-	while (joiner->at < joiner->count) {
-		const struct waiting *w = &joiner->waiting[joiner->at++];
-		const struct observer_stamp *stamp = find_stamp(joiner, &w->fault, w->page);
-
-		if (stamp || now > w->fault.run_ns + JOIN_PATIENCE_NS) {
-			*ret = (struct joined){ .fault = w->fault, .stamp = stamp };
-			return true;
-		}
-		joiner->waiting[joiner->kept++] = *w;
-	}
-	joiner->count = joiner->at = joiner->kept;
-	return false;
+	return next(joiner, &joiner->faults, JOIN_PATIENCE_NS, true, now, ret) ||
+	       next(joiner, &joiner->touches, JOIN_TOUCH_AGE_NS, joiner->all, now, ret);
 }
 
 bool joiner_is_empty(const struct joiner *joiner)
 {
-	return joiner->count == 0;
+	return joiner->faults.count == 0 && joiner->touches.count == 0;
 }

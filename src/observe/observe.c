@@ -32,14 +32,14 @@ struct watched *observe_find(struct observe *observe, uint64_t slot)
 
 /* ---- reading ---- */
 
-static void take_fault(struct observe *observe, struct watched *watched, const struct fl_event *event)
+/* A fault, or a touch that may turn out to be one. */
+static void join_later(struct observe *observe, struct watched *watched, const struct fl_event *event)
 {
 	const struct observer_region *region = watched_region(watched, event->address);
 	uint64_t page = region ? event->address & ~(region->page_size - 1) : event->address;
 
-	watched_faulted(watched, event);
-	if (joiner_add_fault(observe->joiner, event, page) < 0)
-		watched_fault_joined(watched, event, NULL);
+	if (joiner_add(observe->joiner, event, page) < 0)
+		watched_joined(watched, event, NULL);
 }
 
 static int take_event(void *data, void *bytes, size_t size)
@@ -57,10 +57,16 @@ static int take_event(void *data, void *bytes, size_t size)
 	watched->seen++;
 	switch (event->kind) {
 	case FL_EVENT_FAULT:
-		take_fault(observe, watched, event);
+		watched_faulted(watched, event);
+		join_later(observe, watched, event);
 		break;
 	case FL_EVENT_TOUCH:
 		watched_touched(watched, event);
+		/* KVM tells the faults that follow by themselves. */
+		if (event->flags & FL_EVENT_KVM)
+			watched_joined(watched, event, NULL);
+		else
+			join_later(observe, watched, event);
 		break;
 	case FL_EVENT_SLEEP:
 		watched_slept(watched, event);
@@ -72,7 +78,7 @@ static int take_event(void *data, void *bytes, size_t size)
 	return 0;
 }
 
-int observe_drain(struct observe *observe)
+int observe_drain(struct observe *observe, bool all)
 {
 	struct observer_stamp stamp;
 	struct joined joined;
@@ -81,12 +87,12 @@ int observe_drain(struct observe *observe)
 	for (unsigned i = 0; i < observe->stamp_count; i++)
 		while (stamp_ring_take(observe->stamps[i], &stamp))
 			joiner_add_stamp(observe->joiner, &stamp);
-	joiner_rewind(observe->joiner);
+	joiner_rewind(observe->joiner, all);
 	uint64_t now = now_ns();
 	while (joiner_next(observe->joiner, now, &joined)) {
-		struct watched *watched = observe_find(observe, joined.fault.fork);
+		struct watched *watched = observe_find(observe, joined.event.fork);
 		if (watched)
-			watched_fault_joined(watched, &joined.fault, joined.stamp);
+			watched_joined(watched, &joined.event, joined.stamp);
 	}
 	return r;
 }
@@ -96,7 +102,7 @@ static bool look(struct observe *observe)
 {
 	LOCK_SCOPE(&observe->lock);
 
-	return observe_drain(observe) != 0 || !joiner_is_empty(observe->joiner);
+	return observe_drain(observe, false) != 0 || !joiner_is_empty(observe->joiner);
 }
 
 static void *read_events(void *data)

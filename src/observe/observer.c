@@ -33,6 +33,19 @@ static void remove_ranges(struct observe *observe, const struct watched *watched
 	}
 }
 
+/*
+ * As the kernel's programs count now. A run that the kernel skipped, as the same program was under way on that CPU already, could have been any fork's:
+ * it is a loss to each that was attached.
+ */
+static int fork_stats(struct observe *observe, const struct watched *watched, struct fork_stats *ret)
+{
+	int r = programs_fork_stats(observe->programs, watched->slot, ret);
+
+	if (r == 0)
+		ret->events_lost += programs_missed(observe->programs) - watched->missed_before;
+	return r;
+}
+
 /* With the attach_lock held. The kernel's programs know nothing of the fork any more; what they counted is kept. */
 static void disconnect(struct observe *observe, struct watched *watched)
 {
@@ -42,7 +55,7 @@ static void disconnect(struct observe *observe, struct watched *watched)
 	if (watched->context)
 		programs_remove_context(observe->programs, watched->context);
 	remove_ranges(observe, watched);
-	(void)programs_fork_stats(observe->programs, watched->slot, &watched->final);
+	(void)fork_stats(observe, watched, &watched->final);
 	programs_remove_fork(observe->programs, watched->slot);
 	watched->detached_ns = now_ns();
 }
@@ -57,6 +70,7 @@ static int connect_fork(struct observe *observe, struct watched *watched)
 	if (r < 0)
 		return r;
 	watched->attached = true;
+	watched->missed_before = programs_missed(observe->programs);
 	r = add_ranges(observe, watched);
 	if (r == 0 && watched->context)
 		r = programs_add_context(observe->programs, watched->context, watched->slot);
@@ -159,7 +173,7 @@ static void set_regions(void *data, observed_fork fork, const struct observer_re
 	struct watched *watched = find_locked(observe, fork);
 	if (!watched)
 		return;
-	observe_drain(observe); /* by the old ones, what was touched so far */
+	observe_drain(observe, true); /* by the old ones, what was touched so far */
 	if (watched->attached)
 		remove_ranges(observe, watched);
 	if (watched_set_regions(watched, regions, count) == 0 && watched->attached)
@@ -204,7 +218,7 @@ static void catch_up(struct observe *observe, observed_fork fork)
 	if (ask)
 		(void)programs_tell_pending(observe->programs, pid, slot);
 	LOCK_SCOPE(&observe->lock);
-	observe_drain(observe);
+	observe_drain(observe, true);
 }
 
 static void detach(void *data, observed_fork fork)
@@ -264,7 +278,7 @@ static int figures(void *data, observed_fork fork, struct observed_figures *ret)
 	if (!watched)
 		return -ENOENT;
 	struct fork_stats stats = watched->final;
-	int r = watched->attached ? programs_fork_stats(observe->programs, watched->slot, &stats) : 0;
+	int r = watched->attached ? fork_stats(observe, watched, &stats) : 0;
 	if (r == 0)
 		watched_figures(watched, &stats, ret);
 	pthread_mutex_unlock(&observe->lock);
@@ -300,7 +314,7 @@ static int hot_list(void *data, observed_fork fork, struct hotlist **ret, struct
 	if (watched) {
 		stats = watched->final;
 		if (watched->attached)
-			(void)programs_fork_stats(observe->programs, watched->slot, &stats);
+			(void)fork_stats(observe, watched, &stats);
 		uint64_t end = watched->attached ? now_ns() : watched->detached_ns;
 		rules = (struct window_rules){
 			.ready_ns = watched->ready_ns ? watched->ready_ns - watched->connected_ns : 0,

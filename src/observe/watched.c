@@ -188,11 +188,8 @@ void watched_touched(struct watched *watched, const struct fl_event *event)
 {
 	if (event->flags & FL_EVENT_KVM)
 		watched->kvm_touches++;
-	else
-		watched->other_touches++;
 	(void)vcpu_of(watched, event);
 	record_touch(watched, event, true);
-	tell_traces(watched, event, NULL, false);
 }
 
 void watched_slept(struct watched *watched, const struct fl_event *event)
@@ -223,20 +220,37 @@ void watched_faulted(struct watched *watched, const struct fl_event *event)
 	record_touch(watched, event, false);
 }
 
-void watched_fault_joined(struct watched *watched, const struct fl_event *event, const struct observer_stamp *stamp)
+static void fault_joined(struct watched *watched, const struct fl_event *event, const struct observer_stamp *stamp)
 {
-	tell_traces(watched, event, stamp, true);
-	if (!stamp) {
-		watched->unjoined++;
-		return;
-	}
 	struct phases phases;
+
 	phases_split(event, stamp, &phases);
 	watched->joined++;
 	histogram_add(&watched->queue, phases.queue_ns);
 	histogram_add(&watched->source, phases.source_ns);
 	histogram_add(&watched->copy, phases.copy_ns);
 	histogram_add(&watched->wake, phases.wake_ns);
+	tell_traces(watched, event, stamp, true);
+}
+
+void watched_joined(struct watched *watched, const struct fl_event *event, const struct observer_stamp *stamp)
+{
+	if (event->kind == FL_EVENT_TOUCH && stamp) {
+		/* The thread found its page on its way to sleep: it went on once the server had copied. */
+		struct fl_event fault = *event;
+		fault.kind = FL_EVENT_FAULT;
+		fault.run_ns = stamp->copied_ns;
+		watched->awake++;
+		watched->awake_stall_ns += fault.run_ns - fault.touch_ns;
+		watched_faulted(watched, &fault);
+		fault_joined(watched, &fault, stamp);
+	} else if (stamp) {
+		fault_joined(watched, event, stamp);
+	} else {
+		if (event->kind == FL_EVENT_FAULT)
+			watched->unjoined++;
+		tell_traces(watched, event, NULL, event->kind == FL_EVENT_FAULT);
+	}
 }
 
 static struct phase_figures phase_figures(const struct histogram *h, uint64_t count)
@@ -254,12 +268,13 @@ void watched_figures(const struct watched *watched, const struct fork_stats *sta
 {
 	uint64_t joined = watched->joined;
 	/* KVM tells each touch, and then those that had to wait once more. */
-	uint64_t kvm_present = watched->kvm_touches > watched->faults ? watched->kvm_touches - watched->faults : 0;
+	uint64_t twice = watched->kvm_touches < watched->faults ? watched->kvm_touches : watched->faults;
+	uint64_t faults_among_touches = watched->awake + twice;
 
 	*ret = (struct observed_figures){
-		.faults = stats->faults,
-		.present = watched->other_touches + kvm_present,
-		.stall_ns = stats->stall_ns,
+		.faults = stats->faults + watched->awake,
+		.present = stats->touches > faults_among_touches ? stats->touches - faults_among_touches : 0,
+		.stall_ns = stats->stall_ns + watched->awake_stall_ns,
 		.events_lost = stats->events_lost,
 		.unjoined = watched->unjoined,
 		.vcpus = watched->vcpus,

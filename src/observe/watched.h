@@ -42,6 +42,7 @@ struct watched {
 	uint64_t context, mm;
 	bool attached; /* the kernel's programs know it */
 	bool record;
+	uint64_t missed_before; /* runs of programs that the kernel had skipped when it was attached */
 	uint64_t connected_ns, ready_ns, detached_ns;
 	uint64_t window_timeout_ns, window_settle_ns; /* 0: the usual ones */
 
@@ -54,7 +55,9 @@ struct watched {
 
 	struct fork_stats final; /* as of the end, once it isn't attached */
 	uint64_t seen;		 /* events */
-	uint64_t kvm_touches, other_touches, faults, joined, unjoined;
+	uint64_t kvm_touches, faults, joined, unjoined;
+	uint64_t awake,
+		awake_stall_ns; /* of the faults: those that the kernel's programs took for touches, as no thread slept */
 	struct histogram total, queue, source, copy, wake;
 	struct recording recording;
 	struct trace *traces;
@@ -67,12 +70,13 @@ int watched_set_regions(struct watched *watched, const struct observer_region *r
 /* NULL: the address is none of its memory. */
 const struct observer_region *watched_region(const struct watched *watched, uint64_t address);
 
-/* What became of EVENT is noted; a fault with its STAMP (NULL: none has come). */
+/* What EVENT says is noted. */
 void watched_thread_named(struct watched *watched, const struct fl_event *event);
 void watched_touched(struct watched *watched, const struct fl_event *event);
 void watched_slept(struct watched *watched, const struct fl_event *event);
 void watched_faulted(struct watched *watched, const struct fl_event *event);
-void watched_fault_joined(struct watched *watched, const struct fl_event *event, const struct observer_stamp *stamp);
+/* The fault or touch, which was noted before, with what the server's STAMP says of it (NULL: there is none). */
+void watched_joined(struct watched *watched, const struct fl_event *event, const struct observer_stamp *stamp);
 void watched_figures(const struct watched *watched, const struct fork_stats *stats, struct observed_figures *ret);
 
 struct trace *trace_new(struct watched *watched, pthread_mutex_t *lock);

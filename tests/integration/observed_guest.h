@@ -19,7 +19,8 @@
 #include "serve/observer.h"
 
 /* Guests that are served at once in a test. */
-#define OBSERVED_GUEST_PAGERS 8u
+#define OBSERVED_GUEST_PAGERS	8u
+#define OBSERVED_GUEST_HELD_MAX 64u
 
 struct observed_guest {
 	const struct observer *observer;
@@ -29,6 +30,7 @@ struct observed_guest {
 	size_t pages;
 	pthread_t pager;
 	uint64_t slow_ns; /* added to each fault's source */
+	size_t hold;	  /* faults are served when so many have come; at most OBSERVED_GUEST_HELD_MAX */
 	_Atomic uint64_t served;
 };
 
@@ -38,37 +40,47 @@ static inline uint64_t observed_guest_content(size_t page)
 	return mix64(page + 1);
 }
 
+static inline void observed_guest_serve_fault(struct observed_guest *g, unsigned pager, uint64_t fault_address)
+{
+	char page[PAGE] __attribute__((aligned(PAGE))) = { 0 };
+	uint64_t read_ns = now_ns(), source_ns = read_ns;
+	uint64_t address = fault_address & ~(PAGE - 1);
+	uint64_t content = observed_guest_content((address - (uintptr_t)g->memory) / PAGE);
+
+	memcpy(page, &content, sizeof content);
+	while (g->slow_ns && source_ns < read_ns + g->slow_ns)
+		source_ns = now_ns();
+	struct uffdio_copy copy = { .dst = address, .src = (uintptr_t)page, .len = PAGE };
+	if (ioctl(g->uffd, UFFDIO_COPY, &copy) < 0 && errno == EEXIST) {
+		struct uffdio_range range = { .start = address, .len = PAGE };
+		ioctl(g->uffd, UFFDIO_WAKE, &range);
+	}
+	g->served++;
+	g->observer->stamp(g->observer->data, pager,
+			   &(struct observer_stamp){ .fork = g->fork,
+						     .address = address,
+						     .read_ns = read_ns,
+						     .source_ns = source_ns,
+						     .copied_ns = now_ns() });
+}
+
 static inline void *observed_guest_serve(void *data)
 {
 	struct observed_guest *g = data;
 	struct pollfd polls[] = { { .fd = g->uffd, .events = POLLIN }, { .fd = g->stop_fd, .events = POLLIN } };
-	char page[PAGE] __attribute__((aligned(PAGE)));
+	uint64_t held[OBSERVED_GUEST_HELD_MAX];
 	struct uffd_msg message;
+	size_t count = 0;
 	static _Atomic unsigned last_pager;
 	unsigned pager = last_pager++ % OBSERVED_GUEST_PAGERS; /* each thread's stamps go their own way */
 
-	memset(page, 0, sizeof page);
 	while (poll(polls, 2, -1) >= 0 && !(polls[1].revents & POLLIN)) {
-		while (read(g->uffd, &message, sizeof message) == sizeof message) {
-			uint64_t read_ns = now_ns(), source_ns = read_ns;
-			uint64_t address = message.arg.pagefault.address & ~(PAGE - 1);
-			uint64_t content = observed_guest_content((address - (uintptr_t)g->memory) / PAGE);
-
-			memcpy(page, &content, sizeof content);
-			while (g->slow_ns && source_ns < read_ns + g->slow_ns)
-				source_ns = now_ns();
-			struct uffdio_copy copy = { .dst = address, .src = (uintptr_t)page, .len = PAGE };
-			if (ioctl(g->uffd, UFFDIO_COPY, &copy) < 0 && errno == EEXIST) {
-				struct uffdio_range range = { .start = address, .len = PAGE };
-				ioctl(g->uffd, UFFDIO_WAKE, &range);
-			}
-			g->served++;
-			g->observer->stamp(g->observer->data, pager,
-					   &(struct observer_stamp){ .fork = g->fork,
-								     .address = address,
-								     .read_ns = read_ns,
-								     .source_ns = source_ns,
-								     .copied_ns = now_ns() });
+		while (count < OBSERVED_GUEST_HELD_MAX && read(g->uffd, &message, sizeof message) == sizeof message) {
+			held[count++] = message.arg.pagefault.address;
+			if (count < g->hold)
+				continue;
+			while (count)
+				observed_guest_serve_fault(g, pager, held[--count]);
 		}
 	}
 	return NULL;
