@@ -10,6 +10,8 @@
 #define NMI_MASK       0xf00000
 
 #define STACK_DEPTH 24
+/* Of a thread in the kernel; the page below is never mapped. It may be larger, and is never used as far. */
+#define STACK_SIZE (16 << 10)
 
 #if defined(__TARGET_ARCH_x86)
 extern const int __preempt_count __ksym __weak;	     /* before Linux 6.2, and since 6.15 */
@@ -45,6 +47,14 @@ static __always_inline bool in_interrupt(struct task_struct *current)
 	return preempt_count(current) & (SOFTIRQ_SERVED | HARDIRQ_MASK | NMI_MASK);
 }
 
+/* Interrupts in the middle of a system call have a stack of their own. CONTEXT, of a tracepoint's program, lies on the one in use. */
+static __always_inline bool on_own_stack(void *context, struct task_struct *current)
+{
+	__u64 depth = (__u64)bpf_task_pt_regs(current) - (__u64)context; /* registers stand at the stack's far end */
+
+	return depth < STACK_SIZE;
+}
+
 extern const void handle_userfault __ksym __weak;
 
 /* A system call that touched guest memory sleeps: for the page, or for something else that it does? Rare enough to look at its stack. */
@@ -68,8 +78,9 @@ static __always_inline bool waits_for_page(void *context, struct task_struct *ta
 		return !thread->ran_ns;
 	if (!waits_by_switch || !thread->touch_ns)
 		return false;
-	if (!(state & (TASK_INTERRUPTIBLE | TASK_WAKEKILL)))
-		return false; /* for the map's lock, say */
+	/* Code of the guest's waits so that a signal may end it; a system call, or KVM, so that only a deadly one may. Else it is for the map's lock, say. */
+	if (!(state & (thread->from_user ? TASK_INTERRUPTIBLE : TASK_INTERRUPTIBLE | TASK_WAKEKILL)))
+		return false;
 	if (!thread->from_user)
 		return sleeps_in_userfault(context);
 
@@ -89,8 +100,12 @@ static __always_inline void leaves_cpu(void *context, bool preempted, struct tas
 	thread->waker = 0;
 	if (waits_for_page(context, task, thread, state)) {
 		thread->state = THREAD_WAITS;
-	} else if (thread->touch_ns && !(state & (TASK_INTERRUPTIBLE | TASK_WAKEKILL | TASK_DEAD))) {
-		thread->state = THREAD_PREEMPTED; /* kept from running by a lock: no sleep of the guest's */
+	} else if (!(state & (TASK_INTERRUPTIBLE | TASK_DEAD))) {
+		/*
+		 * Kept from running by a lock or a disk: no sleep of the guest's, and whoever lets go of the lock has not woken it. The map's lock, above
+		 * all, which another vCPU's thread may hold.
+		 */
+		thread->state = THREAD_PREEMPTED;
 	} else {
 		tell_pending(thread, task->pid);
 		thread->state = THREAD_SLEEPS;
@@ -158,7 +173,7 @@ int BPF_PROG(sched_switched, bool preempted, struct task_struct *previous, struc
 	return 0;
 }
 
-static __always_inline void woken(struct task_struct *task, bool counted)
+static __always_inline void woken(void *context, struct task_struct *task, bool counted)
 {
 	struct thread *thread = find_thread(task);
 	if (!thread || thread->state < THREAD_SLEEPS || thread->wake_ns)
@@ -172,7 +187,8 @@ static __always_inline void woken(struct task_struct *task, bool counted)
 	if (!waker || waker->slot != thread->slot)
 		return;
 	/* An interrupt has only borrowed this thread: what it wakes, the thread has not woken. */
-	if (counted ? in_interrupt(current) : !in_system_call((struct pt_regs *)bpf_task_pt_regs(current)))
+	if (counted ? in_interrupt(current)
+		    : !in_system_call((struct pt_regs *)bpf_task_pt_regs(current)) || !on_own_stack(context, current))
 		return;
 	thread->waker = current->pid;
 }
@@ -181,19 +197,19 @@ SEC("tp_btf/sched_waking")
 int BPF_PROG(sched_woken, struct task_struct *task)
 {
 	if (fork_count)
-		woken(task, true);
+		woken(ctx, task, true);
 	return 0;
 }
 
 /*
- * For kernels that don't let programs see how deep a CPU is in interrupts. Interrupts from user mode are told by the thread's registers, but one that
- * comes in the middle of a system call is taken for the thread's doing.
+ * For kernels that don't let programs see how deep a CPU is in interrupts (those without CONFIG_KALLSYMS_ALL). Interrupts from user mode are told by the
+ * thread's registers, those in the middle of a system call, as a vCPU's always are, by their stack.
  */
 SEC("tp_btf/sched_waking")
 int BPF_PROG(sched_woken_alt, struct task_struct *task)
 {
 	if (fork_count)
-		woken(task, false);
+		woken(ctx, task, false);
 	return 0;
 }
 

@@ -45,6 +45,7 @@ struct bench_options {
 	unsigned idle_forks; /* 0: as many as usual */
 	bool groups[BENCH_GROUPS];
 	const char *traces; /* the directory of the project's traces, for "order" */
+	const char *tiny_vmm; /* runs guests under KVM, for "order"; NULL: it is looked for beside BINARY */
 	uint32_t only;	    /* bits of those that bench_order_name names; of a kind that has none, all are wanted */
 	unsigned streams;   /* how often each list of "order" is streamed; 0: as often as usual */
 	const struct bench_api *api;

@@ -80,11 +80,27 @@ static const struct situation situations[] = {
 	  .cpus = 1,
 	  .story = STORY_LONG_LIFE,
 	  .runs = ORDER_RUNS_FEW },
+	{ .id = "kvm",
+	  .title = "a guest under KVM, of two vCPUs that wait for each other, halted",
+	  .vcpus = REPLAY_HALTING,
+	  .runs = ORDER_RUNS_FEW,
+	  .quick = true,
+	  .kvm = true },
+	{ .id = "kvm_second",
+	  .title = "the second generation under KVM: an older list is prefetched, and the workload has changed",
+	  .vcpus = REPLAY_HALTING,
+	  .story = STORY_SECOND,
+	  .runs = ORDER_RUNS_FEW,
+	  .quick = true,
+	  .kvm = true },
 };
 #define SITUATIONS (sizeof situations / sizeof *situations)
 #define WORKLOADS  (sizeof workloads / sizeof *workloads)
 /* As many touches one after another are one thread's: what an interrupt handler or a system call makes. */
 #define SPREAD_BURST 32
+/* Of the trace, so much is done by a guest under KVM: a tenth of a second on a processor, and many of them where that is emulated. */
+#define KVM_TOUCHES_FULL  3000
+#define KVM_TOUCHES_QUICK 1000
 
 const char *bench_order_name(unsigned index)
 {
@@ -120,19 +136,11 @@ static int spread_traces(struct order_run *run, struct error *err)
 	return r;
 }
 
-static int run_case(struct order_run *run, struct error *err)
+/* What a case does where it can run. */
+static int measure_case(struct order_run *run, struct bench_case *c, struct error *err)
 {
-	const struct situation *s = run->situation;
-	const struct workload *w = run->workload;
-	char id[80], title[160];
-	struct bench_case *c;
-
-	snprintf(id, sizeof id, "%s:%s", s->id, w->name);
-	snprintf(title, sizeof title, "%s: %s", s->title, w->name);
-	c = case_new(id, title, err);
-	if (!c)
-		return -ENOMEM;
 	int r = spread_traces(run, err);
+
 	if (r >= 0)
 		r = order_add_template(run, err);
 	if (r >= 0)
@@ -143,15 +151,61 @@ static int run_case(struct order_run *run, struct error *err)
 	}
 	if (r >= 0)
 		r = order_remove_template(run, err);
-	if (r >= 0 && s->slow == SLOW_COLD)
-		r = workload_warm(w, err);
 	for (unsigned i = 0; i < 2; i++) {
 		trace_free(run->spread[i]);
 		run->spread[i] = NULL;
 	}
+	return r;
+}
+
+static int measure_process(struct order_run *run, struct workload *whole, struct bench_case *c, struct error *err)
+{
+	int r = workload_make_image(whole, err);
+
+	run->workload = whole;
+	if (r >= 0)
+		r = measure_case(run, c, err);
+	if (r >= 0 && run->situation->slow == SLOW_COLD)
+		r = workload_warm(whole, err);
+	return r;
+}
+
+static int measure_kvm(struct order_run *run, const struct workload *whole, struct bench_case *c, struct error *err)
+{
+	size_t touches = bench_size(run->bench, KVM_TOUCHES_FULL, KVM_TOUCHES_QUICK);
+	int r = run->kvm_tried ? 0 : order_try_kvm(run, whole, err);
+
+	if (r >= 0 && run->kvm_missing[0]) {
+		case_skip(c, "%s", run->kvm_missing);
+		return 0;
+	}
+	struct workload beginning;
+	if (r >= 0)
+		r = workload_fold(whole, touches, &beginning, err);
+	if (r < 0)
+		return r;
+	run->workload = &beginning;
+	r = measure_case(run, c, err);
+	run->workload = NULL;
+	workload_clear(&beginning);
+	return r;
+}
+
+static int run_case(struct order_run *run, struct workload *whole, struct error *err)
+{
+	const struct situation *s = run->situation;
+	char id[80], title[160];
+	struct bench_case *c;
+
+	snprintf(id, sizeof id, "%s:%s", s->id, whole->name);
+	snprintf(title, sizeof title, "%s: %s", s->title, whole->name);
+	c = case_new(id, title, err);
+	if (!c)
+		return -ENOMEM;
+	int r = s->kvm ? measure_kvm(run, whole, c, err) : measure_process(run, whole, c, err);
 	if (r < 0) {
 		free(c);
-		return error_prefix(err, r, "%s, %s: ", s->id, w->name);
+		return error_prefix(err, r, "%s, %s: ", s->id, whole->name);
 	}
 	return bench_add_case(run->bench, c, err);
 }
@@ -177,27 +231,36 @@ static int run_workload(struct order_run *run, const char *name, struct error *e
 	struct workload w;
 	int r;
 
-	bench_show_progress(run->bench, "order: %s: reading the traces, writing the memory image", name);
+	bench_show_progress(run->bench, "order: %s: reading the traces", name);
 	r = workload_load(run->bench, name, &w, err);
 	if (r < 0)
 		return r;
-	run->workload = &w;
 	for (unsigned i = 0; i < SITUATIONS && r >= 0; i++) {
 		if (!is_wanted(run->bench, i))
 			continue;
 		run->situation = &situations[i];
-		r = run_case(run, err);
+		r = run_case(run, &w, err);
 	}
 	run->workload = NULL;
 	workload_clear(&w);
 	return r;
 }
 
+static bool wants_kvm(const struct bench *bench)
+{
+	for (unsigned i = 0; i < SITUATIONS; i++)
+		if (situations[i].kvm && is_wanted(bench, i))
+			return true;
+	return false;
+}
+
 int bench_order(struct bench *bench, struct error *err)
 {
 	struct order_run run = { .bench = bench };
-	int r = bench_server_start(&bench->processes, bench->options, bench->dir, &run.server, err);
+	int r = wants_kvm(bench) ? order_find_vmm(&run, err) : 0;
 
+	if (r >= 0)
+		r = bench_server_start(&bench->processes, bench->options, bench->dir, &run.server, err);
 	if (r < 0)
 		return r;
 	for (unsigned i = 0; i < WORKLOADS && r >= 0; i++)

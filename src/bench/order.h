@@ -10,6 +10,9 @@
 #define ORDER_RUNS_FEW	3
 #define ORDER_MERGED	3 /* of them make a list, as `faultline warmup` does by default */
 
+/* The forks' template, as the server knows it. */
+#define ORDER_TEMPLATE "order"
+
 /* Which pages of the image come slowly. */
 enum order_slow {
 	SLOW_NONE,
@@ -34,6 +37,7 @@ struct situation {
 	enum order_story story;
 	unsigned runs; /* ORDER_RUNS_… */
 	bool quick;    /* is part of a quick look */
+	bool kvm;      /* guests under KVM, and no processes; the vCPUs wait for each other, by VCPUS */
 };
 
 /* A workload: two runs of the same guest. The first is recorded; its list is prefetched in the second. */
@@ -42,11 +46,18 @@ struct workload {
 	struct trace *traces[2];
 	struct trace_image *image; /* has the pages with data of both */
 	char image_path[400], slow_path[400];
+	bool has_image;		  /* the file is there */
 	struct hotlist *truth[2]; /* pages in the order of their touches */
 };
 
 int workload_load(struct bench *bench, const char *name, struct workload *ret, struct error *err);
 void workload_clear(struct workload *workload);
+/* Writes the memory image, where that hasn't been done. */
+int workload_make_image(struct workload *workload, struct error *err);
+/*
+ * The beginning of WHOLE: the first TOUCHES of each run, and an image of their pages alone. Neighbours stay neighbours, and no others become any.
+ */
+int workload_fold(const struct workload *whole, size_t touches, struct workload *ret, struct error *err);
 /* Writes which pages are slow, for SLOW_ODD. */
 int workload_write_slow(const struct workload *workload, const struct trace *const traces[2], struct error *err);
 /* Has the image in the page cache, or nowhere near it. -EBUSY with code not_cold where it stays there. */
@@ -62,6 +73,9 @@ struct order_run {
 	struct trace *spread[2]; /* the workload's, where the situation deals them out */
 	bool has_template;
 	bool unobserved; /* there is no observation here */
+	bool kvm_tried;
+	char vmm[4096];	       /* the program that runs guests under KVM */
+	char kvm_missing[512]; /* why they are of no use here; empty: they are */
 };
 
 static inline const struct trace *order_trace(const struct order_run *run, unsigned number)
@@ -73,6 +87,7 @@ static inline const struct trace *order_trace(const struct order_run *run, unsig
 struct order_visit {
 	unsigned trace;	      /* 0 or 1 */
 	const char *hot_list; /* streamed; NULL: nothing is prefetched */
+	bool ahead;	      /* of a guest under KVM: it is there before the guest runs */
 	bool kernel;	      /* what the kernel saw is wanted as well */
 
 	struct replay_result result;
@@ -83,6 +98,21 @@ struct order_visit {
 /* One fork, from its handshake to its end. Every page that its guest has is compared. */
 int order_visit(struct order_run *run, struct order_visit *visit, struct error *err);
 void order_visit_clear(struct order_visit *visit);
+/* Where it says what was recorded of a fork, alive or gone. */
+int order_collect(struct order_run *run, struct order_visit *visit, const char *id, struct error *err);
+
+/* ---- guests under KVM ---- */
+
+/* The program that runs them, as the options name it or where the build puts it; else KVM_MISSING says that there is none. */
+int order_find_vmm(struct order_run *run, struct error *err);
+/* Runs a guest of WHOLE's first pages, to find out whether the kernel sees what it touches; KVM_MISSING says why not. Once is enough. */
+int order_try_kvm(struct order_run *run, const struct workload *whole, struct error *err);
+/* As order_visit, by a guest under KVM. */
+int order_visit_kvm(struct order_run *run, struct order_visit *visit, struct error *err);
+/* What the guest does: touches the trace's pages in the trace's order, whichever vCPU does it. HALTS: vCPUs that wait sleep. */
+int order_write_script(const struct trace *trace, bool halts, const char *path, struct error *err);
+
+/* ---- the template ---- */
 
 /* The template that the situation's forks are of. Removing one that is not there is fine. */
 int order_add_template(struct order_run *run, struct error *err);
@@ -98,6 +128,8 @@ struct hotlist *order_append(const struct hotlist *first, const struct hotlist *
 /* The lists merged, as `faultline hotlist merge` does. RET_VOTE (may be NULL) says how. */
 int order_merge(struct hotlist *const *lists, size_t count, struct hotlist **ret, char ret_vote[static 120],
 		struct error *err);
+/* How many of its pages were there already when they were touched. */
+size_t order_count_present(const struct hotlist *list);
 /* How many pages of A are in B. */
 size_t order_count_common(const struct hotlist *a, const struct hotlist *b);
 

@@ -67,8 +67,6 @@ int workload_load(struct bench *bench, const char *name, struct workload *ret, s
 	snprintf(w.slow_path, sizeof w.slow_path, "%s/%s.slow", bench->dir, name);
 	for (unsigned i = 0; i < 2 && r >= 0; i++)
 		r = load_run(bench, &w, i, err);
-	if (r >= 0)
-		r = content_make_template(w.image_path, w.image, CONTENT_DEFAULT_SEED, err);
 	if (r < 0) {
 		workload_clear(&w);
 		return r;
@@ -84,8 +82,16 @@ void workload_clear(struct workload *w)
 		hotlist_free(w->truth[i]);
 	}
 	trace_image_free(w->image);
-	if (w->image_path[0])
+	if (w->has_image)
 		unlink(w->image_path);
+}
+
+int workload_make_image(struct workload *w, struct error *err)
+{
+	int r = w->has_image ? 0 : content_make_template(w->image_path, w->image, CONTENT_DEFAULT_SEED, err);
+
+	w->has_image = r >= 0;
+	return r;
 }
 
 /* ---- which pages are slow ---- */

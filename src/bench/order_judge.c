@@ -122,6 +122,8 @@ int order_judge(struct order_run *run, struct bench_case *c, const struct order_
 	}
 	if (r >= 0)
 		r = judge_each(c, lists->raw, lists->count, "raw", "kernel, raw", truth, err);
+	for (unsigned i = 0; second && i < lists->count && lists->raw[i] && r >= 0; i++)
+		side_add(order_side(c, "raw", "kernel, raw"), "present", (double)order_count_present(lists->raw[i]));
 	if (r >= 0)
 		r = judge_each(c, lists->corrected, lists->count, "corrected", "kernel, corrected", truth, err);
 	if (r >= 0)

@@ -105,3 +105,12 @@ size_t order_count_common(const struct hotlist *a, const struct hotlist *b)
 	order_rank_correlation(a, b, &common);
 	return common;
 }
+
+size_t order_count_present(const struct hotlist *list)
+{
+	size_t count = 0;
+
+	for (size_t i = 0; list && list->touches && i < list->count; i++)
+		count += list->touches[i].flags & HOT_WAS_PRESENT;
+	return count;
+}

@@ -8,8 +8,6 @@
 #include "bench/order.h"
 #include "replay/content.h"
 
-#define TEMPLATE "order"
-
 /* A page of vCPUs with odd numbers takes so long: a read of a disk that is busy, or of one over a network. */
 #define SLOW_ODD_SPEC "delay=200us,only=%s"
 /* An object store in the same building; a gigabit and a half. */
@@ -30,7 +28,7 @@ int order_remove_template(struct order_run *run, struct error *err)
 	if (!run->has_template)
 		return 0;
 	run->has_template = false;
-	return bench_server_remove_template(&run->server, TEMPLATE, err);
+	return bench_server_remove_template(&run->server, ORDER_TEMPLATE, err);
 }
 
 int order_add_template(struct order_run *run, struct error *err)
@@ -53,7 +51,7 @@ int order_add_template(struct order_run *run, struct error *err)
 		break;
 	}
 	if (r >= 0)
-		r = bench_server_add_slow_template(&run->server, TEMPLATE, w->image_path, inject[0] ? inject : NULL,
+		r = bench_server_add_slow_template(&run->server, ORDER_TEMPLATE, w->image_path, inject[0] ? inject : NULL,
 						   err);
 	run->has_template = r >= 0;
 	return r;
@@ -133,12 +131,12 @@ static int fetch_list(struct order_run *run, const char *id, const char *from, s
 
 	if (r >= 0)
 		r = hotlist_decode(data, size, ret, err);
-	if (r >= 0 && run->situation->story == STORY_SECOND)
+	if (r >= 0 && run->situation->story == STORY_SECOND && !run->situation->kvm)
 		drop_regions(*ret);
 	return r;
 }
 
-static int collect(struct order_run *run, struct order_visit *visit, const char *id, struct error *err)
+int order_collect(struct order_run *run, struct order_visit *visit, const char *id, struct error *err)
 {
 	json_t *fork = NULL;
 	int r = bench_server_show_fork(&run->server, id, &fork, err);
@@ -188,11 +186,13 @@ int order_visit(struct order_run *run, struct order_visit *visit, struct error *
 		.interrupt_fd = run->bench->processes.stop_fd,
 	};
 	struct bench_fork fork = {
-		.template = TEMPLATE, .id = id, .hot_list = visit->hot_list, .stream = true, .record = true
+		.template = ORDER_TEMPLATE, .id = id, .hot_list = visit->hot_list, .stream = true, .record = true
 	};
 	struct replay_guest *guest = NULL;
 	int r = processes_check_stop(&run->bench->processes, err);
 
+	if (run->situation->kvm)
+		return order_visit_kvm(run, visit, err);
 	if (r >= 0 && run->situation->slow == SLOW_COLD)
 		r = make_cold(run, err);
 	if (r < 0)
@@ -204,7 +204,7 @@ int order_visit(struct order_run *run, struct order_visit *visit, struct error *
 	if (r >= 0)
 		r = live(run, visit, guest, err);
 	if (r >= 0)
-		r = collect(run, visit, id, err);
+		r = order_collect(run, visit, id, err);
 	replay_free(guest);
 	return r < 0 ? r : bench_server_end_fork(&run->server, id, err);
 }

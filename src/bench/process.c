@@ -9,7 +9,9 @@
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 
@@ -260,8 +262,8 @@ int process_start(struct processes *all, const char *name, const int *fds, unsig
 	return 0;
 }
 
-int process_start_program(struct processes *all, const char *name, char *const argv[], char *environment,
-			  struct process **ret, struct error *err)
+static int start_program(struct processes *all, const char *name, char *const argv[], char *environment, int output,
+			 struct process **ret, struct error *err)
 {
 	struct process *process;
 	int r = processes_check_stop(all, err);
@@ -276,13 +278,28 @@ int process_start_program(struct processes *all, const char *name, char *const a
 		return fork_failed(all, process, err);
 	if (pid == 0) {
 		settle_in(all, parent, SIGTERM);
-		putenv(environment);
+		if (environment)
+			putenv(environment);
+		if (output >= 0)
+			dup2(output, STDOUT_FILENO);
 		execv(argv[0], argv);
 		_exit(127);
 	}
 	enlist(all, process, pid);
 	*ret = process;
 	return 0;
+}
+
+int process_start_program(struct processes *all, const char *name, char *const argv[], char *environment,
+			  struct process **ret, struct error *err)
+{
+	return start_program(all, name, argv, environment, -1, ret, err);
+}
+
+int process_start_writer(struct processes *all, const char *name, char *const argv[], int output, struct process **ret,
+			 struct error *err)
+{
+	return start_program(all, name, argv, NULL, output, ret, err);
 }
 
 /* ---- speaking ---- */
@@ -338,6 +355,26 @@ int process_reap(struct processes *all, struct process *process, struct error *e
 
 	process_free(all, process);
 	return r;
+}
+
+int process_await_end(struct processes *all, struct process *process, int *ret_status, struct error *err)
+{
+	_cleanup_close_ int pidfd = (int)syscall(SYS_pidfd_open, process->pid, 0);
+	int status = 0;
+
+	if (pidfd < 0)
+		return error_set(err, -errno, "bench_failed", "pidfd_open failed: %s", strerror(errno));
+	int r = processes_wait(all, pidfd, CHILD_PATIENCE_S * NSEC_PER_SEC, err);
+	if (r == -ETIMEDOUT)
+		return error_prefix(err, r, "%s hangs, and so may its server: ", process->name);
+	if (r < 0)
+		return r;
+	while (waitpid(process->pid, &status, 0) < 0 && errno == EINTR)
+		;
+	process->pid = 0;
+	process_free(all, process);
+	*ret_status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+	return 0;
 }
 
 void process_kill(struct processes *all, struct process *process)

@@ -67,6 +67,10 @@ int process_start(struct processes *all, const char *name, const int *fds, unsig
 int process_start_program(struct processes *all, const char *name, char *const argv[], char *environment,
 			  struct process **ret, struct error *err);
 
+/* The same without an addition to its environment; what it prints goes to OUTPUT. */
+int process_start_writer(struct processes *all, const char *name, char *const argv[], int output, struct process **ret,
+			 struct error *err);
+
 /* Parent: waits until the child says LETTER. Its failure, or its end, is a failure of the caller's. */
 int process_await(struct processes *all, struct process *process, char letter, struct error *err);
 int process_tell(struct process *process, char letter, struct error *err);
@@ -74,6 +78,8 @@ int process_tell(struct process *process, char letter, struct error *err);
 int process_join(struct processes *all, struct process *process, struct error *err);
 /* Reaps one that has ended, or is about to, which must be with exit 0; frees it. */
 int process_reap(struct processes *all, struct process *process, struct error *err);
+/* Waits until it has ended, however, and frees it. RET is its exit status; of one that a signal ended, 128 and the signal's number. */
+int process_await_end(struct processes *all, struct process *process, int *ret_status, struct error *err);
 /* SIGKILL, and the end. Frees the process. NULL is fine. */
 void process_kill(struct processes *all, struct process *process);
 

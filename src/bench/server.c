@@ -244,6 +244,14 @@ int bench_server_show_fork(struct bench_server *server, const char *id, json_t *
 	return call(server, "GET", path, NULL, ret, err);
 }
 
+int bench_server_drop_fork(struct bench_server *server, const char *id, struct error *err)
+{
+	char path[128];
+
+	snprintf(path, sizeof path, "/v1/forks/%s?force=true", id);
+	return call(server, "DELETE", path, NULL, NULL, err);
+}
+
 int bench_server_end_fork(struct bench_server *server, const char *id, struct error *err)
 {
 	char path[128];

@@ -56,6 +56,8 @@ int bench_server_fetch_list(struct bench_server *server, const char *id, const c
 int bench_server_wait_fork(struct bench_server *server, const char *id, const char *milestone, json_t **ret,
 			   struct error *err);
 int bench_server_show_fork(struct bench_server *server, const char *id, json_t **ret, struct error *err);
+/* Removes it, whether it has ever had a VMM or not; one that lives is killed. */
+int bench_server_drop_fork(struct bench_server *server, const char *id, struct error *err);
 /* Waits until it is gone, and removes it. */
 int bench_server_end_fork(struct bench_server *server, const char *id, struct error *err);
 

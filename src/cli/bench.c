@@ -139,6 +139,9 @@ static int read_options(const struct cli_args *args, struct bench_options *optio
 		return cli_usage_error(args, "--rounds is a number from 1 to %d, not '%s'", BENCH_ROUNDS_MAX, rounds);
 	options->streams = rounds ? options->rounds : 0;
 	options->traces = cli_value(args, "traces") ?: "traces";
+	options->tiny_vmm = cli_value(args, "tiny-vmm") ?: getenv("FAULTLINE_TINY_VMM");
+	if (options->tiny_vmm && !*options->tiny_vmm)
+		options->tiny_vmm = NULL;
 	if (args->json && cli_value(args, "markdown"))
 		return cli_usage_error(args, "--json and --markdown exclude each other");
 	if (forks && !parse_count(forks, BENCH_FORKS_MAX, &options->idle_forks))
@@ -214,6 +217,10 @@ static const struct cli_option options[] = {
 	{ .name = "traces",
 	  .value = "DIR",
 	  .help = "where the traces are that the group 'order' replays (default: traces)",
+	  .complete = "@file" },
+	{ .name = "tiny-vmm",
+	  .value = "PATH",
+	  .help = "the faultline-tiny-vmm that runs guests under KVM for the group 'order' (default: $FAULTLINE_TINY_VMM, or the one beside this program)",
 	  .complete = "@file" },
 	{ .name = "only",
 	  .value = "LIST",

@@ -44,6 +44,7 @@ static const struct heading {
 	{ "below_best", NULL, 4 },
 	{ "lacking", ">lacks", 0 },
 	{ "extra", ">extra", 0 },
+	{ "present", ">there", 0 },
 	{ "late", ">late", 0 },
 	{ "unused", ">unused", 0 },
 	{ "missing", ">missing", 0 },

@@ -26,11 +26,13 @@ struct answer {
 	char why[sizeof((struct fault_around *)NULL)->why];
 };
 
+/* The kernel's file can't be sought in, and doesn't mind where it is read and written. */
 static int read_setting(int fd, unsigned long *ret)
 {
 	char text[32];
-	ssize_t n = pread(fd, text, sizeof text - 1, 0);
 
+	(void)lseek(fd, 0, SEEK_SET);
+	ssize_t n = read(fd, text, sizeof text - 1);
 	if (n <= 0)
 		return n < 0 ? -errno : -ENODATA;
 	text[n] = '\0';
@@ -43,7 +45,8 @@ static int write_setting(int fd, unsigned long bytes)
 	char text[32];
 	int n = snprintf(text, sizeof text, "%lu\n", bytes);
 
-	return pwrite(fd, text, (size_t)n, 0) == n ? 0 : -errno;
+	(void)lseek(fd, 0, SEEK_SET);
+	return write(fd, text, (size_t)n) == n ? 0 : -errno;
 }
 
 /* Where debugfs is not mounted, it is in a view of the file system that nobody else has. */

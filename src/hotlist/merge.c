@@ -201,7 +201,7 @@ static bool vote_for(bool same, uint32_t weight, uint32_t *votes)
 static void learn(struct knowledge *k, const struct merge_input *input)
 {
 	for (size_t i = 0; i < input->count; i++) {
-		uint32_t page = input->pages[i], seen = merge_seen(input, i);
+		uint32_t page = input->pages[i], seen = (uint32_t)lround(merge_weight(input, i)) ?: 1;
 		const struct hot_touch *touch = input->list->touches ? &input->list->touches[input->entries[i]] : NULL;
 
 		k->seen[page] += seen;
@@ -222,18 +222,18 @@ struct policy {
 	const struct merge *merge;
 	const struct merge_places *places; /* of the clock that won */
 	const uint32_t *seen;		   /* by page */
-	const uint8_t *fate;		   /* by page, enum merge_fate; NULL: all by how often they were seen */
+	const uint8_t *fate;		   /* by page, enum merge_fate; NULL: by how often they were seen */
 };
 
 static enum merge_fate fate_of(const struct policy *policy, uint32_t page)
 {
 	uint64_t seen = policy->seen[page], runs = policy->merge->runs;
 
-	if (policy->fate && policy->fate[page] != MERGE_BY_SEEN)
+	if (policy->fate)
 		return (enum merge_fate)policy->fate[page];
 	if (!seen || seen * MERGE_LEAVE_RUNS <= runs)
 		return MERGE_DROPPED;
-	if (!policy->fate && 2 * seen < runs && policy->places->place[page] > policy->places->end * END_SLACK)
+	if (2 * seen < runs && policy->places->place[page] > policy->places->end * END_SLACK)
 		return MERGE_DROPPED;
 	return seen * MERGE_TAIL_RUNS < runs ? MERGE_TAIL : MERGE_PLACED;
 }

@@ -15,8 +15,9 @@
 #define MERGE_TAIL_RUNS 3
 /* It leaves the list if no more than one run in MERGE_LEAVE_RUNS touched it. */
 #define MERGE_LEAVE_RUNS 8
-/* A list that is kept fresh counts for so many runs at most, the newest among them: what is older fades. */
+/* A list that is kept fresh counts for so many runs, the newest one for so many of them: what is older fades. */
 #define MERGE_FRESH_RUNS 8
+#define MERGE_NEW_RUNS	 3
 
 /* Agreements that differ by less are close: a run's own evidence may overrule them. */
 #define MERGE_CLOSE 0.01
@@ -54,7 +55,7 @@ struct merge_result {
 	uint32_t runs;
 	size_t placed, tail; /* pages of the list in their places, and at its end as they are rare */
 	size_t dropped;	     /* pages of the inputs that are not in it */
-	bool complete; /* merge_refresh: the run was taken to have seen every touch, so that pages that it lacks have sunk */
+	bool complete; /* merge_refresh: the run was taken to have seen touches of prefetched pages, so that those that it lacks have sunk */
 };
 
 /*
@@ -65,16 +66,20 @@ struct merge_result {
 int merge_lists(const struct hotlist *const *lists, const char *const *names, size_t count, struct merge_result *ret,
 		struct error *err);
 
-/* Whether a run saw touches of pages that were there already. */
+/* Whether a run saw touches of pages that were there already. That it lacks a page says nothing of the page otherwise. */
 enum merge_saw {
-	MERGE_SAW_AUTO, /* it did if it names one, or has half of the old list's pages */
-	MERGE_SAW_ALL,
-	MERGE_SAW_DEMAND, /* demand faults alone: that it lacks a page says nothing */
+	/*
+	 * By what it names. In each region of which it names such a page it did, but for pages around one that was read: memory that is shared is mapped so.
+	 * If there are none at all, it did if it has half of the old list's pages.
+	 */
+	MERGE_SAW_AUTO,
+	MERGE_SAW_ALL,	  /* all of them, as under KVM */
+	MERGE_SAW_DEMAND, /* demand faults alone */
 };
 
 /*
- * A list in use and a run of a fork that had it prefetched: unused pages sink and leave, new ones enter in their places, and what is older than
- * MERGE_FRESH_RUNS runs fades. Errors as above. NAMES: of OLD and of RUN.
+ * A list in use and a run of a fork that had it prefetched: unused pages sink and leave, after 5 runs at most; new ones enter in their places. RUN counts as one
+ * run, whatever it was made of. Errors as above. NAMES: of OLD and of RUN.
  */
 int merge_refresh(const struct hotlist *old, const struct hotlist *run, enum merge_saw saw, const char *const names[2],
 		  struct merge_result *ret, struct error *err);

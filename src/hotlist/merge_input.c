@@ -109,7 +109,7 @@ int merge_open(struct merge *merge, const struct hotlist *const *lists, const ch
 		struct merge_input *input = &merge->inputs[merge->input_count++];
 		const struct hotlist_origin *origin = lists[i]->origin;
 
-		*input = (struct merge_input){ .list = lists[i], .name = names[i], .runs = 1 };
+		*input = (struct merge_input){ .list = lists[i], .name = names[i], .runs = 1, .weight = 1 };
 		if (origin && origin->runs > 1)
 			input->runs = origin->runs;
 		if (__builtin_add_overflow(merge->runs, input->runs, &merge->runs))

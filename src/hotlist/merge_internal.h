@@ -11,6 +11,7 @@ struct merge_input {
 	const struct hotlist *list;
 	const char *name;
 	uint32_t runs;
+	double weight;		 /* of each of them; 1 unless a list is refreshed */
 	size_t count;		 /* distinct pages */
 	uint32_t *pages;	 /* their numbers, in list order */
 	uint32_t *entries;	 /* where they stand in the list */
@@ -46,7 +47,7 @@ int merge_find_places(const struct merge *merge, int clock, bool weighted_mean, 
 void merge_places_clear(struct merge_places *places);
 
 /* What becomes of a page. */
-enum merge_fate { MERGE_BY_SEEN, MERGE_PLACED, MERGE_TAIL, MERGE_DROPPED };
+enum merge_fate { MERGE_PLACED, MERGE_TAIL, MERGE_DROPPED };
 
 /* What merge_refresh wants to be otherwise, by page. */
 struct refresh {
@@ -71,4 +72,10 @@ static inline uint32_t merge_seen(const struct merge_input *input, size_t i)
 	uint32_t seen = list->touches ? list->touches[input->entries[i]].seen : 0;
 
 	return seen && seen < input->runs ? seen : input->runs;
+}
+
+/* How much what the input says of that page counts: its runs that touched it. */
+static inline double merge_weight(const struct merge_input *input, size_t i)
+{
+	return merge_seen(input, i) * input->weight;
 }

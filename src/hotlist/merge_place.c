@@ -158,16 +158,16 @@ static int hear_input(struct placing *p, size_t number, const struct scale *scal
 {
 	const struct merge_input *input = &p->merge->inputs[number];
 	_cleanup_free_ double *places = calloc(input->count + 1, sizeof *places);
-	_cleanup_free_ uint32_t *seen = calloc(p->pages + 1, sizeof *seen);
+	_cleanup_free_ double *weights = calloc(p->pages + 1, sizeof *weights);
 
-	if (!places || !seen || lay_along(p, input, scale, places) < 0)
+	if (!places || !weights || lay_along(p, input, scale, places) < 0)
 		return -ENOMEM;
 	for (size_t i = 0; i < input->count; i++)
-		seen[input->pages[i]] = merge_seen(input, i);
+		weights[input->pages[i]] = merge_weight(input, i);
 	for (size_t i = 0; i < input->count; i++) {
 		uint32_t page = input->order[p->clock][i];
 
-		p->opinions[p->first[page] + p->filled[page]++] = (struct opinion){ places[i], seen[page] };
+		p->opinions[p->first[page] + p->filled[page]++] = (struct opinion){ places[i], weights[page] };
 	}
 	p->ends[number] = input->count ? places[input->count - 1] : 0;
 	return 0;
@@ -271,7 +271,7 @@ static void find_spread(struct placing *p, struct merge_places *places)
 	/* A list that was merged before has seen its own runs differ. */
 	for (size_t i = 0; i < p->merge->input_count; i++) {
 		const struct merge_input *input = &p->merge->inputs[i];
-		double share = (double)input->runs / (double)(p->merge->runs ?: 1);
+		double share = (double)input->runs * input->weight / (double)(p->merge->runs ?: 1);
 
 		for (size_t k = 0; input->list->touches && k < input->count; k++)
 			places->spread[input->pages[k]] += share * input->list->touches[input->entries[k]].spread / 1e6;
@@ -306,7 +306,7 @@ static int find_times(struct placing *p, struct merge_places *places)
 
 			p->opinions[p->first[page] + p->filled[page]++] = (struct opinion){
 				(double)merge_time(&input->list->touches[input->entries[k]], p->clock),
-				merge_seen(input, k),
+				merge_weight(input, k),
 			};
 		}
 	}
@@ -333,7 +333,8 @@ static double find_end(const struct placing *p)
 
 	for (size_t i = 0; ends && i < p->merge->input_count; i++)
 		if (p->merge->inputs[i].ordered)
-			ends[count++] = (struct opinion){ p->ends[i], p->merge->inputs[i].runs };
+			ends[count++] =
+				(struct opinion){ p->ends[i], p->merge->inputs[i].runs * p->merge->inputs[i].weight };
 	return count ? weighted_median(ends, count) : INFINITY;
 }
 

@@ -6,57 +6,34 @@
 
 /* A run that lost more than this part of its events can't say that a page was not touched. */
 #define LOST_PART 100
+/* What the kernel maps around a page that is read: its fault_around_bytes, unless somebody has changed that. */
+#define FAULT_AROUND 65536ull
 
 static int no_memory(struct error *err)
 {
 	return error_set(err, -ENOMEM, "no_memory", "there is not enough memory to refresh the list");
 }
 
-static uint64_t mix(uint64_t z)
-{
-	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-	z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-	return z ^ (z >> 31);
-}
-
 /*
- * N * NUMERATOR / DENOMINATOR. What is left of the division is rounded up as often as it is worth, by a hash of page and run: rounded always the
- * same way, small numbers would never change, or always.
+ * How often a page was seen, of MERGE_FRESH_RUNS: the newest run counts for MERGE_NEW_RUNS of them, and all before it for the rest. In whole numbers, so that
+ * a page that is not touched any more is gone after 5 runs, wherever it began (8, 5, 3, 2, 1, 0), one that was new after 3 (3, 2, 1, 0); and so that one which every third
+ * run touches stays (4, 3, 2, 4, ...).
  */
-static uint32_t scale(uint32_t n, uint64_t numerator, uint64_t denominator, const struct hot_page *page, uint64_t salt)
+static uint32_t after_touch(uint32_t seen)
 {
-	uint64_t product = n * numerator;
-	uint64_t chance = mix(mix(page->offset + salt) + page->region) % denominator;
+	uint32_t kept = (seen * (MERGE_FRESH_RUNS - MERGE_NEW_RUNS) + MERGE_FRESH_RUNS - 1) / MERGE_FRESH_RUNS;
 
-	return (uint32_t)(product / denominator + (chance < product % denominator));
+	return kept + MERGE_NEW_RUNS;
 }
 
-/* Another number for each run. */
-static uint64_t salt_of(const struct hotlist *run)
+static uint32_t after_disuse(uint32_t seen)
 {
-	uint64_t salt = run->count;
-
-	for (size_t i = 0; run->touches && i < run->count; i++)
-		salt = mix(salt + run->touches[i].raw_ns);
-	return salt;
+	return seen > 1 ? (seen * (MERGE_FRESH_RUNS - MERGE_NEW_RUNS) + MERGE_FRESH_RUNS / 2) / MERGE_FRESH_RUNS : 0;
 }
 
-/* OLD, counting for MERGE_FRESH_RUNS - 1 runs at most. */
-static struct hotlist *fade(const struct hotlist *old, uint64_t salt)
+static uint32_t of_fresh_runs(uint64_t seen, uint64_t runs)
 {
-	_cleanup_hotlist_ struct hotlist *faded = hotlist_copy(old);
-	uint32_t runs = old->origin && old->origin->runs ? old->origin->runs : 1;
-
-	if (!faded || runs < MERGE_FRESH_RUNS)
-		return TAKE_PTR(faded);
-	faded->origin->runs = MERGE_FRESH_RUNS - 1;
-	for (size_t i = 0; faded->touches && i < faded->count; i++) {
-		struct hot_touch *touch = &faded->touches[i];
-		uint32_t seen = touch->seen && touch->seen < runs ? touch->seen : runs;
-
-		touch->seen = scale(seen, MERGE_FRESH_RUNS - 1, runs, &faded->pages[i], salt);
-	}
-	return TAKE_PTR(faded);
+	return (uint32_t)((seen * MERGE_FRESH_RUNS + runs / 2) / runs) ?: 1;
 }
 
 /* RUN without what it touched after the list's window: a fork that lives on would bring everything in, in time. */
@@ -83,20 +60,65 @@ static struct hotlist *cut(const struct hotlist *run, const struct hotlist *old)
 /* Inputs of the merge, in this order. */
 enum { OLD, RUN, BOTH };
 
-static bool saw_all(const struct merge *merge, const bool *in_run)
+/* What of OLD the run, lacking it, says something about. */
+struct sight {
+	bool everything;
+	const bool *regions; /* by number: touches of pages that were there are seen */
+	size_t region_count;
+	const bool *hidden; /* by page: the kernel may have mapped it without the guest having touched it */
+};
+
+static bool was_present(const struct hotlist *list, size_t i)
 {
-	const struct merge_input *old = &merge->inputs[OLD], *run = &merge->inputs[RUN];
-	const struct hotlist_origin *origin = run->list->origin;
+	return list->touches && (list->touches[i].flags & HOT_WAS_PRESENT);
+}
+
+static bool lost_much(const struct merge_input *run)
+{
+	return run->list->origin && run->list->origin->events_lost > run->count / LOST_PART;
+}
+
+static bool has_half(const struct merge_input *old, const bool *in_run)
+{
 	size_t common = 0;
 
-	if (origin && origin->events_lost > run->count / LOST_PART)
-		return false;
-	for (size_t i = 0; run->list->touches && i < run->list->count; i++)
-		if (run->list->touches[i].flags & HOT_WAS_PRESENT)
-			return true;
 	for (size_t i = 0; i < old->count; i++)
 		common += in_run[old->pages[i]];
 	return 2 * common >= old->count;
+}
+
+/* Regions are few and numbered from 0; a list that says otherwise is not believed beyond that. */
+static void find_seen_regions(const struct hotlist *run, bool *regions, size_t count)
+{
+	for (size_t i = 0; i < run->count; i++)
+		if (was_present(run, i) && run->pages[i].region < count)
+			regions[run->pages[i].region] = true;
+}
+
+/* Where a page that was there is read, the kernel maps those around it as well, and nobody sees these touched. A write maps one. */
+static void find_hidden(const struct merge *merge, const struct hotlist *run, bool *hidden)
+{
+	for (size_t i = 0; i < run->count; i++) {
+		if (!was_present(run, i) || (run->touches[i].kind != HOT_READ && run->touches[i].kind != HOT_FETCH))
+			continue;
+		const struct hot_page *page = &run->pages[i];
+		uint64_t end = page->offset + FAULT_AROUND,
+			 from = page->offset < FAULT_AROUND ? 0 : page->offset - FAULT_AROUND;
+
+		for (uint64_t at = from; at < end; at += HOTLIST_PAGE_SIZE) {
+			uint32_t number = page_index_find(&merge->index, page->region, at);
+
+			if (number != PAGE_INDEX_NONE)
+				hidden[number] = true;
+		}
+	}
+}
+
+static bool sees(const struct sight *sight, const struct merge *merge, uint32_t page)
+{
+	uint64_t region = merge->index.pages[page].region;
+
+	return sight->everything || (region < sight->region_count && sight->regions[region] && !sight->hidden[page]);
 }
 
 /* Whether the run went on long enough to have touched the page, if it was going to. */
@@ -109,61 +131,108 @@ static bool reached(const struct merge *merge, size_t i)
 	       merge_time(&old->list->touches[old->entries[i]], BY_CORRECTED) <= origin->window_ns;
 }
 
-/* How many of OLD's pages stand in their places; the rest is its tail, whose times begin anew. */
-static size_t placed_part(const struct merge_input *old)
-{
-	int clock = old->list->origin && old->list->origin->clock == HOT_CLOCK_CORRECTED ? BY_CORRECTED : BY_RAW;
-
-	for (size_t i = 1; old->timed && i < old->count; i++)
-		if (merge_time(&old->list->touches[old->entries[i]], clock) <
-		    merge_time(&old->list->touches[old->entries[i - 1]], clock))
-			return i;
-	return old->count;
-}
-
-/* What becomes of each page, and how often it counts as seen. COMPLETE: the run saw all touches. */
-static void judge_pages(const struct merge *merge, const bool *in_run, bool complete, uint64_t salt, uint8_t *fate,
+/* What becomes of each page, and how often it counts as seen. */
+static void judge_pages(const struct merge *merge, const bool *in_run, const struct sight *sight, uint8_t *fate,
 			uint32_t *seen)
 {
 	const struct merge_input *old = &merge->inputs[OLD], *run = &merge->inputs[RUN];
-	size_t placed = placed_part(old);
 
 	for (size_t i = 0; i < old->count; i++) {
-		const struct hot_touch *touch = old->list->touches ? &old->list->touches[old->entries[i]] : NULL;
 		uint32_t page = old->pages[i];
-		bool none = touch && !touch->seen && old->runs > 1; /* faded; merge_seen would take it for not known */
 
-		seen[page] = none ? 0 : merge_seen(old, i);
-		if (in_run[page] || (complete && reached(merge, i)))
-			continue;
-		/* That the run lacks it says nothing: it stays where it is, and its share of the runs as it was. */
-		seen[page] = scale(seen[page], merge->runs, old->runs, &merge->index.pages[page], ~salt);
-		seen[page] = seen[page] ?: 1;
-		fate[page] = i < placed ? MERGE_PLACED : MERGE_TAIL;
+		seen[page] = of_fresh_runs(merge_seen(old, i), old->runs);
+		/* That the run lacks it may say nothing: then it stays as it is. */
+		if (!in_run[page] && sees(sight, merge, page) && reached(merge, i))
+			seen[page] = after_disuse(seen[page]);
 	}
-	/* What the last run touched is in its place, however new it is. */
-	for (size_t i = 0; i < run->count; i++) {
-		seen[run->pages[i]] += merge_seen(run, i);
-		fate[run->pages[i]] = MERGE_PLACED;
-	}
+	for (size_t i = 0; i < run->count; i++)
+		seen[run->pages[i]] = after_touch(seen[run->pages[i]]);
+	for (size_t page = 0; page < merge->index.count; page++)
+		fate[page] = !seen[page]				       ? MERGE_DROPPED
+			     : seen[page] * MERGE_TAIL_RUNS < MERGE_FRESH_RUNS ? MERGE_TAIL
+									       : MERGE_PLACED;
 }
 
-static int refresh_opened(const struct merge *merge, enum merge_saw saw, uint64_t salt, struct merge_result *ret)
-{
-	_cleanup_free_ uint32_t *seen = calloc(merge->index.count + 1, sizeof *seen);
-	_cleanup_free_ uint8_t *fate = calloc(merge->index.count + 1, sizeof *fate);
-	_cleanup_free_ bool *in_run = calloc(merge->index.count + 1, sizeof *in_run);
-	const struct refresh refresh = { .fate = fate, .seen = seen };
+/* Scratch, by page and by region. */
+struct scratch {
+	uint32_t *seen;
+	uint8_t *fate;
+	bool *in_run, *hidden, *regions;
+};
 
-	if (!seen || !fate || !in_run)
-		return -ENOMEM;
-	for (size_t i = 0; i < merge->inputs[RUN].count; i++)
-		in_run[merge->inputs[RUN].pages[i]] = true;
-	bool complete = saw == MERGE_SAW_ALL || (saw == MERGE_SAW_AUTO && saw_all(merge, in_run));
-	judge_pages(merge, in_run, complete, salt, fate, seen);
+static int open_scratch(struct scratch *s, size_t pages)
+{
+	s->seen = calloc(pages + 1, sizeof *s->seen);
+	s->fate = calloc(pages + 1, sizeof *s->fate);
+	s->in_run = calloc(pages + 1, sizeof *s->in_run);
+	s->hidden = calloc(pages + 1, sizeof *s->hidden);
+	s->regions = calloc(HOTLIST_REGIONS_MAX, sizeof *s->regions);
+	return s->seen && s->fate && s->in_run && s->hidden && s->regions ? 0 : -ENOMEM;
+}
+
+static void close_scratch(struct scratch *s)
+{
+	free(s->seen);
+	free(s->fate);
+	free(s->in_run);
+	free(s->hidden);
+	free(s->regions);
+}
+
+static struct sight look(const struct merge *merge, enum merge_saw saw, struct scratch *s)
+{
+	const struct merge_input *old = &merge->inputs[OLD], *run = &merge->inputs[RUN];
+	struct sight sight = { .regions = s->regions, .region_count = HOTLIST_REGIONS_MAX, .hidden = s->hidden };
+	bool present = false;
+
+	for (size_t i = 0; i < run->list->count; i++)
+		present |= was_present(run->list, i);
+	if (saw == MERGE_SAW_ALL) {
+		sight.everything = true;
+	} else if (saw == MERGE_SAW_AUTO && !lost_much(run)) {
+		find_seen_regions(run->list, s->regions, HOTLIST_REGIONS_MAX);
+		find_hidden(merge, run->list, s->hidden);
+		sight.everything = !present && has_half(old, s->in_run);
+	}
+	return sight;
+}
+
+static bool sees_any(const struct sight *sight)
+{
+	bool any = sight->everything;
+
+	for (size_t i = 0; i < sight->region_count; i++)
+		any |= sight->regions[i];
+	return any;
+}
+
+static int refresh_with(struct merge *merge, enum merge_saw saw, struct scratch *s, struct merge_result *ret)
+{
+	struct merge_input *old = &merge->inputs[OLD], *run = &merge->inputs[RUN];
+	const struct refresh refresh = { .fate = s->fate, .seen = s->seen };
+
+	for (size_t i = 0; i < run->count; i++)
+		s->in_run[run->pages[i]] = true;
+	merge->runs = MERGE_FRESH_RUNS;
+	old->weight = (double)(MERGE_FRESH_RUNS - MERGE_NEW_RUNS) / old->runs;
+	run->weight = (double)MERGE_NEW_RUNS / run->runs;
+
+	struct sight sight = look(merge, saw, s);
+	judge_pages(merge, s->in_run, &sight, s->fate, s->seen);
 	int r = merge_opened(merge, &refresh, ret);
 	if (r >= 0)
-		ret->complete = complete;
+		ret->complete = sees_any(&sight);
+	return r;
+}
+
+static int refresh_opened(struct merge *merge, enum merge_saw saw, struct merge_result *ret)
+{
+	struct scratch scratch = { .seen = NULL };
+	int r = open_scratch(&scratch, merge->index.count);
+
+	if (r >= 0)
+		r = refresh_with(merge, saw, &scratch, ret);
+	close_scratch(&scratch);
 	return r;
 }
 
@@ -178,13 +247,12 @@ int merge_refresh(const struct hotlist *old, const struct hotlist *run, enum mer
 	int r = merge_check(given, names, BOTH, err);
 	if (r < 0)
 		return r;
-	uint64_t salt = salt_of(run);
-	_cleanup_hotlist_ struct hotlist *faded = fade(old, salt), *kept = cut(run, old);
-	if (!faded || !kept)
+	_cleanup_hotlist_ struct hotlist *kept = cut(run, old);
+	if (!kept)
 		return no_memory(err);
-	r = merge_open(&merge, (const struct hotlist *const[]){ faded, kept }, names, BOTH);
+	r = merge_open(&merge, (const struct hotlist *const[]){ old, kept }, names, BOTH);
 	if (r >= 0)
-		r = refresh_opened(&merge, saw, salt, ret);
+		r = refresh_opened(&merge, saw, ret);
 	merge_close(&merge);
 	return r < 0 ? no_memory(err) : 0;
 }

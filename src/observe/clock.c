@@ -22,9 +22,11 @@ struct vcpu {
 	uint32_t pending;     /* the touch or the sleep that it is in */
 	int64_t clock;	      /* where it stood when it was last set: a floor for what follows */
 	int64_t lost;	      /* as the last event said, and what was seen since */
+	int64_t late;	      /* of it: without a CPU, and not made good yet */
 	int64_t shift;	      /* running: the clock is time - lost + shift */
+	int64_t idle;	      /* of the clock: sleeps since its last touch that nobody else's doing ended */
 	int64_t slept_at;     /* sleeping: since then ... */
-	int64_t blocked_then; /* ... and `blocked` at that time */
+	int64_t held_then;    /* ... and `held` at that time */
 	uint32_t last_point;  /* of all that are known of it */
 };
 
@@ -36,7 +38,9 @@ struct computation {
 	struct point *points;
 	size_t point_count;
 	unsigned running, waiting; /* vCPUs that get on; stalls under way, and vCPUs that are runnable and don't run */
+	unsigned unknown;	   /* stalls under way in the name of no vCPU */
 	int64_t now, blocked;	   /* BLOCKED: how long somebody waited and nobody got on, until now */
+	int64_t held;		   /* of it: while a stall was in the name of no vCPU */
 	struct vcpu *leader;	   /* whose clock is the furthest; NULL: none is known */
 	int64_t fork_clock;
 };
@@ -149,7 +153,25 @@ static void set_state(struct computation *c, struct vcpu *vcpu, enum vcpu_state 
 	c->waiting += vcpu->state == VCPU_STALLED || vcpu->state == VCPU_RUNNABLE;
 }
 
-/* Its clock by now. While it sleeps, as if something else than a vCPU were to wake it. */
+/*
+ * How long it has slept by now, if something else than a vCPU were to wake it: timers and devices don't wait for anybody. But one that sleeps while a kernel
+ * thread waits for a page may sleep for that page.
+ */
+static int64_t slept(const struct computation *c, const struct vcpu *vcpu)
+{
+	return c->now - vcpu->slept_at - (c->held - vcpu->held_then);
+}
+
+/*
+ * A timer's time does not depend on when its vCPU went to sleep: one that was kept from its CPU before sleeps the less for it. What a sleep made good
+ * so is no more than its length, as other sleeps (for a device, say) do begin the later.
+ */
+static int64_t made_good(const struct computation *c, const struct vcpu *vcpu)
+{
+	return smaller(vcpu->late, slept(c, vcpu));
+}
+
+/* Its clock by now. */
 static int64_t clock_of(const struct computation *c, const struct vcpu *vcpu)
 {
 	int64_t clock = vcpu->clock;
@@ -157,7 +179,7 @@ static int64_t clock_of(const struct computation *c, const struct vcpu *vcpu)
 	if (vcpu->state == VCPU_RUNNING)
 		clock = larger(clock, c->now - vcpu->lost + vcpu->shift);
 	else if (vcpu->state == VCPU_SLEEPING)
-		clock += c->now - vcpu->slept_at - (c->blocked - vcpu->blocked_then);
+		clock += slept(c, vcpu) + made_good(c, vcpu);
 	return smaller(clock, c->now);
 }
 
@@ -208,6 +230,8 @@ static void take_event(struct computation *c, struct vcpu *vcpu, uint64_t lost_n
 		vcpu->lost = larger(vcpu->lost, lost);
 		go_on(c, vcpu);
 	}
+	/* Its stalls are known: what it has lost besides it was runnable. */
+	vcpu->late += larger(0, lost - vcpu->lost);
 	vcpu->lost = larger(vcpu->lost, lost);
 	set_clock(c, vcpu, clock_of(c, vcpu));
 }
@@ -219,12 +243,14 @@ static void touch(struct computation *c, const struct point *point)
 
 	if (touched->vcpu == VCPU_UNKNOWN) {
 		c->waiting += waits(touched);
+		c->unknown += waits(touched);
 		clock = fork_clock(c);
 	} else {
 		struct vcpu *vcpu = &c->vcpus[touched->vcpu];
 
 		take_event(c, vcpu, touched->lost_ns);
 		clock = vcpu->clock;
+		vcpu->idle = 0;
 		if (waits(touched)) {
 			vcpu->pending = point->index;
 			set_state(c, vcpu, VCPU_STALLED);
@@ -240,6 +266,7 @@ static void stall_end(struct computation *c, const struct point *point)
 
 	if (touched->vcpu == VCPU_UNKNOWN) {
 		c->waiting--;
+		c->unknown--;
 		return;
 	}
 	struct vcpu *vcpu = &c->vcpus[touched->vcpu];
@@ -258,23 +285,31 @@ static void sleep_begin(struct computation *c, const struct point *point)
 	set_state(c, vcpu, VCPU_SLEEPING);
 	vcpu->pending = point->index;
 	vcpu->slept_at = c->now;
-	vcpu->blocked_then = c->blocked;
+	vcpu->held_then = c->held;
 }
 
 static void sleep_wake(struct computation *c, const struct point *point)
 {
 	const struct vcpu_sleep *sleep = &c->recording->sleeps[point->index];
 	struct vcpu *vcpu = &c->vcpus[sleep->vcpu];
-	int64_t clock;
 
 	if (vcpu->state != VCPU_SLEEPING || vcpu->pending != point->index)
 		return;
-	if (sleep->waker == VCPU_UNKNOWN || sleep->waker == sleep->vcpu)
-		clock = clock_of(c, vcpu);
-	else if (c->vcpus[sleep->waker].state == VCPU_UNSEEN)
-		clock = fork_clock(c);
-	else
-		clock = clock_of(c, &c->vcpus[sleep->waker]);
+	if (sleep->waker == VCPU_UNKNOWN || sleep->waker == sleep->vcpu) {
+		int64_t good = made_good(c, vcpu), clock = clock_of(c, vcpu);
+
+		vcpu->idle += clock - vcpu->clock;
+		vcpu->late -= good;
+		set_state(c, vcpu, VCPU_RUNNABLE);
+		set_clock(c, vcpu, clock);
+		return;
+	}
+	struct vcpu *waker = &c->vcpus[sleep->waker];
+	int64_t clock = waker->state == VCPU_UNSEEN ? fork_clock(c) : clock_of(c, waker);
+
+	/* It may have been awake for ticks in between. Where it touched nothing then, they are nothing that the waker's doing must come after. */
+	vcpu->clock -= smaller(vcpu->idle, larger(0, vcpu->clock - clock));
+	vcpu->idle = 0;
 	set_state(c, vcpu, VCPU_RUNNABLE);
 	set_clock(c, vcpu, clock);
 }
@@ -286,8 +321,12 @@ static void sleep_run(struct computation *c, const struct point *point)
 
 	if (vcpu->state != VCPU_RUNNABLE || vcpu->pending != point->index)
 		return;
-	if (sleep->wake_ns)
-		vcpu->lost += larger(0, c->now - larger(clamp_time(sleep->wake_ns), clamp_time(sleep->sleep_ns)));
+	if (sleep->wake_ns) {
+		int64_t lost = larger(0, c->now - larger(clamp_time(sleep->wake_ns), clamp_time(sleep->sleep_ns)));
+
+		vcpu->lost += lost;
+		vcpu->late += lost;
+	}
 	go_on(c, vcpu);
 }
 
@@ -299,8 +338,10 @@ static void take_point(struct computation *c, size_t number)
 	};
 	const struct point *point = &c->points[number];
 
-	if (!c->running && c->waiting)
+	if (!c->running && c->waiting) {
 		c->blocked += point->at - c->now;
+		c->held += c->unknown ? point->at - c->now : 0;
+	}
 	c->now = point->at;
 	takes[point->kind](c, point);
 

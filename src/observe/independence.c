@@ -71,6 +71,15 @@ static bool is_long(const struct touch *touch)
 	return waits(touch) && touch->run_ns - touch->touch_ns > HEAD_START_NS;
 }
 
+/*
+ * A timer or a device wakes a vCPU whatever the others do: in such a sleep it is as free to touch as in between, and where each touch comes from a timer, as at
+ * any time.
+ */
+static bool waits_for_a_vcpu(const struct vcpu_sleep *sleep)
+{
+	return sleep->waker != VCPU_UNKNOWN && sleep->waker != sleep->vcpu;
+}
+
 /* A head start later. */
 static uint64_t later(uint64_t ns)
 {
@@ -111,7 +120,7 @@ static int collect_points(struct measurement *m)
 	for (size_t i = 0; i < recording->sleep_count; i++) {
 		const struct vcpu_sleep *sleep = &recording->sleeps[i];
 
-		if (sleep->vcpu >= m->vcpu_count || sleep->run_ns < sleep->sleep_ns)
+		if (sleep->vcpu >= m->vcpu_count || sleep->run_ns < sleep->sleep_ns || !waits_for_a_vcpu(sleep))
 			continue;
 		add_point(m, sleep->sleep_ns, ASLEEP, i);
 		add_point(m, sleep->run_ns, AWAKE, i);

@@ -268,12 +268,9 @@ static void stamp(void *data, unsigned pager, const struct observer_stamp *stamp
 
 /* ---- questions ---- */
 
-static int figures(void *data, observed_fork fork, struct observed_figures *ret)
+static int figures_lately(void *data, observed_fork fork, struct observed_figures *ret)
 {
 	struct observe *observe = data;
-
-	LOCK_SCOPE(&observe->attach_lock);
-	catch_up(observe, fork);
 	struct watched *watched = find_locked(observe, fork);
 	if (!watched)
 		return -ENOENT;
@@ -283,6 +280,15 @@ static int figures(void *data, observed_fork fork, struct observed_figures *ret)
 		watched_figures(watched, &stats, ret);
 	pthread_mutex_unlock(&observe->lock);
 	return r;
+}
+
+static int figures(void *data, observed_fork fork, struct observed_figures *ret)
+{
+	struct observe *observe = data;
+
+	LOCK_SCOPE(&observe->attach_lock);
+	catch_up(observe, fork);
+	return figures_lately(data, fork, ret);
 }
 
 /* A recording of its own, so that a long one is put in order without the lock. */
@@ -407,6 +413,7 @@ void observer_fill(struct observe *observe)
 		.release = release,
 		.stamp = stamp,
 		.figures = figures,
+		.figures_lately = figures_lately,
 		.hot_list = hot_list,
 		.trace_open = trace_open,
 		.trace_read = trace_read,

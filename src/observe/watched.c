@@ -274,6 +274,7 @@ void watched_figures(const struct watched *watched, const struct fork_stats *sta
 	*ret = (struct observed_figures){
 		.faults = stats->faults + watched->awake,
 		.present = stats->touches > faults_among_touches ? stats->touches - faults_among_touches : 0,
+		.kvm_touches = watched->kvm_touches,
 		.stall_ns = stats->stall_ns + watched->awake_stall_ns,
 		.events_lost = stats->events_lost,
 		.unjoined = watched->unjoined,

@@ -59,14 +59,20 @@ static void fill_session_info(const struct fork *fork, struct fork_info *ret)
 	}
 }
 
-void fork_info_observe(struct fork_info *info)
+static void observe(struct fork_info *info, bool lately)
 {
 	struct session *s = TAKE_PTR(info->session);
 
 	if (!s)
 		return;
-	info->observed = s->observer->figures(s->observer->data, s->observed, &info->figures) == 0;
+	info->observed = (lately ? s->observer->figures_lately : s->observer->figures)(s->observer->data, s->observed,
+										       &info->figures) == 0;
 	session_unref(s);
+}
+
+void fork_info_observe(struct fork_info *info)
+{
+	observe(info, false);
 }
 
 void fork_fill_info(const struct fork *fork, struct fork_info *ret)
@@ -146,6 +152,6 @@ int server_fork_list(struct server *server, struct fork_info **ret, size_t *ret_
 	int r = fill_all(server, ret, ret_count, err);
 
 	for (size_t i = 0; r == 0 && i < *ret_count; i++)
-		fork_info_observe(&(*ret)[i]);
+		observe(&(*ret)[i], true);
 	return r;
 }

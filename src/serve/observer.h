@@ -56,6 +56,7 @@ struct observed_figures {
 	uint64_t unjoined;    /* faults whose stamps of the server were not found */
 	unsigned vcpus;	      /* threads that touched memory */
 	struct phase_figures total, queue, source, copy, wake;
+	uint64_t kvm_touches; /* as KVM told them: each page's first, whether or not it was there */
 };
 
 /* One fault or touch, as `faultline trace` shows it. Stamps that are not known are 0. */
@@ -88,7 +89,10 @@ struct observer {
 	/* By the pager PAGER (0 to server_pager_count - 1) alone; never blocks, never fails. */
 	void (*stamp)(void *data, unsigned pager, const struct observer_stamp *stamp);
 
+	/* As of now: threads are asked for what they have done last. */
 	int (*figures)(void *data, observed_fork fork, struct observed_figures *ret);
+	/* As of a moment ago, which asks nobody: for lists of all forks. */
+	int (*figures_lately)(void *data, observed_fork fork, struct observed_figures *ret);
 	/* What it touched so far, as a list in first-touch order. -ENODATA: it was not recorded. */
 	int (*hot_list)(void *data, observed_fork fork, struct hotlist **ret, struct error *err);
 

@@ -12,7 +12,10 @@
 /* Forks of which the list hasn't heard yet. Where they end faster than that, those that are left out would change little. */
 #define QUEUE_MAX 64
 
-/* A run that touched fewer pages than one in so many of the list's was none: it says nothing about those that it didn't come to. */
+/*
+ * A run that settled with fewer pages than one in so many of the list's may have waited all the time for what it was made for. One whose guest said that it was ready
+ * is believed.
+ */
 #define SHORT_ONE_IN 4
 
 struct refresh_job {
@@ -45,17 +48,32 @@ static bool saw_present_pages(const struct hotlist *run)
 	return false;
 }
 
+/*
+ * What the run's touches can tell. A page that was prefetched and isn't among them is unused only if its touch would have been seen. Under KVM each page's first touch
+ * is. Elsewhere those of memory that is shared are, where the VMM has yet to map the page; those of anonymous memory, once prefetched, never are.
+ */
+static enum merge_saw what_it_saw(const struct notes *notes, const struct hotlist *run)
+{
+	const struct session *s = notes->session;
+	struct observed_figures figures;
+
+	if (s->observer->figures_lately(s->observer->data, s->observed, &figures) == 0 && figures.kvm_touches > 0)
+		return MERGE_SAW_ALL;
+	return saw_present_pages(run) ? MERGE_SAW_AUTO : MERGE_SAW_DEMAND;
+}
+
 /* Why the run is not to be believed, or NULL. */
-static const char *why_not(const struct hotlist *old, const struct hotlist *run)
+static const char *why_not(const struct hotlist *old, const struct hotlist *run, enum merge_saw saw)
 {
 	if (run->origin->events_lost > 0)
 		return "events of its recording were lost";
 	if (run->origin->window_end != HOT_WINDOW_READY && run->origin->window_end != HOT_WINDOW_SETTLED)
 		return "it ended before it was ready or had settled";
-	if (run->count == 0 || run->count < old->count / SHORT_ONE_IN)
+	if (run->count == 0 || (run->origin->window_end != HOT_WINDOW_READY && run->count < old->count / SHORT_ONE_IN))
 		return "it touched too little";
-	if (old->count > 0 && !saw_present_pages(run))
-		return "the kernel does not see touches of pages that are there";
+	if (old->count > 0 && saw == MERGE_SAW_DEMAND)
+		return "the kernel does not see touches of pages that are there, as it does under KVM; so it can't be said which pages "
+		       "forks still use. 'faultline warmup' records a new list";
 	return NULL;
 }
 
@@ -72,9 +90,9 @@ static int save(const struct notes *notes, const struct hotlist *old, const stru
 	int r = hotlist_save(merged->list, HOTLIST_HPL2, notes->template->hot_list, err);
 	if (r == 0)
 		log_info(NULL,
-			 "template %s: its hot list has learnt from fork %s: %zu pages, of which %zu are new; %zu have left; %" PRIu32
-			 " runs",
-			 notes->template->name, notes->id, merged->list->count, entered, left, merged->runs);
+			 "template %s: its hot list has learnt from fork %s: %zu pages, of which %zu are new; %zu stand at its end, as few forks "
+			 "touched them lately; %zu have left",
+			 notes->template->name, notes->id, merged->list->count, entered, merged->tail, left);
 	return r;
 }
 
@@ -89,13 +107,14 @@ static int refresh(const struct notes *notes, struct error *err)
 		r = notes_kernel_list(notes, &run, err);
 	if (r < 0)
 		return r;
-	const char *why = why_not(old, run);
+	enum merge_saw saw = what_it_saw(notes, run);
+	const char *why = why_not(old, run, saw);
 	if (why) {
 		log_info(NULL, "template %s: its hot list learns nothing from fork %s: %s", notes->template->name,
 			 notes->id, why);
 		return 0;
 	}
-	r = merge_refresh(old, run, MERGE_SAW_ALL, names, &merged, err);
+	r = merge_refresh(old, run, saw, names, &merged, err);
 	if (r == 0)
 		r = save(notes, old, &merged, err);
 	hotlist_free(merged.list);

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "integration/harness/client.h"
 #include "integration/harness/server.h"
 #include "integration/harness/vmm.h"
@@ -14,6 +15,7 @@
 #define PAGES	    64ul
 #define IDLE_FORKS  1000
 #define IDLE_SIZE   (1ull << 30)
+#define IDLE_READS  8 /* pages, by each of them; hardly any twice */
 #define IDLE_MEMORY (64ull << 20) /* what so many idle forks may cost the server at most */
 
 struct guest {
@@ -91,12 +93,27 @@ static void idle_body(struct client_self *self, void *data)
 
 	vmm_init(&vmm, self, guest->image);
 	vmm_start(&vmm, guest->socket, guest->form);
-	for (unsigned i = 0; i < 8; i++)
+	for (unsigned i = 0; i < IDLE_READS; i++)
 		vmm_check_page(&vmm, &vmm.regions[0], random_below(&random, IDLE_SIZE / PAGE));
 	client_say(self, 'd');
 	client_hear(self, 'q');
-	for (unsigned i = 0; i < 8; i++)
+	for (unsigned i = 0; i < IDLE_READS; i++)
 		vmm_check_page(&vmm, &vmm.regions[0], random_below(&random, IDLE_SIZE / PAGE));
+}
+
+/* A list of all forks has each one's figures, and asks none of their threads for them. */
+static void expect_all_listed(const struct test_server *server, unsigned count)
+{
+	uint64_t before = now_ns();
+	json_t *reply = command_ok(server, ARGS("fork", "list")), *fork;
+	uint64_t took = now_ns() - before;
+	size_t i;
+
+	assert_int_equal(json_array_size(json_object_get(reply, "forks")), count);
+	json_array_foreach(json_object_get(reply, "forks"), i, fork)
+		assert_in_range(json_integer_value(json_object_get(fork, "faults")), 1, IDLE_READS);
+	json_decref(reply);
+	print_message("a list of %u forks takes %.1f ms\n", count, (double)took / NSEC_PER_MSEC);
 }
 
 static void test_a_thousand_idle_forks(void **state)
@@ -123,6 +140,8 @@ static void test_a_thousand_idle_forks(void **state)
 	print_message("%u idle forks of 1 GiB take %zu KiB of the server's memory\n", count, grown >> 10);
 	if (!under_sanitizer())
 		assert_true(grown < IDLE_MEMORY);
+
+	expect_all_listed(server, count);
 
 	/* With all of them there, a new one is served as ever. */
 	struct test_image small = { 0 };

@@ -435,11 +435,186 @@ static void test_unused_pages_sink_and_leave_and_new_ones_enter(void **state)
 		if (!left_at && !has(list, 0) && !has(list, 1) && !has(list, 2) && !has(list, 3) && !has(list, 4))
 			left_at = run;
 	}
-	assert_in_range(tail_at, 2, 6);
-	assert_in_range(left_at, tail_at + 1, 50);
+	assert_int_equal(tail_at, 3);
+	assert_int_equal(left_at, 5);
 	assert_int_equal(list->count, 56);
 	for (unsigned i = 5; i < 60; i++)
 		assert_int_equal(touch_of(list, i)->seen, MERGE_FRESH_RUNS);
+	hotlist_free(list);
+}
+
+/* RUN is merged into *LIST. */
+static struct merge_result step(struct hotlist **list, struct hotlist *run, enum merge_saw saw)
+{
+	struct merge_result result = refresh(*list, run, saw);
+
+	hotlist_free(*list);
+	hotlist_free(run);
+	*list = result.list;
+	return result;
+}
+
+static void test_however_sure_a_list_is_of_a_page_five_runs_without_it_are_enough(void **state)
+{
+	(void)state;
+	for (unsigned runs = 1; runs <= 40; runs++)
+		for (unsigned seen = 1; seen <= runs; seen++) {
+			struct hotlist_origin origin = { .runs = runs };
+			struct hotlist *list = used(0, 60, 0, 0);
+
+			for (unsigned i = 0; i < 60; i++)
+				list->touches[i].seen = i < 5 ? seen : runs;
+			assert_int_equal(hotlist_set_origin(list, &origin), 0);
+			for (unsigned run = 1; run <= 5; run++)
+				step(&list, used(5, 60, 0, run), MERGE_SAW_AUTO);
+			assert_int_equal(list->count, 55);
+			assert_false(has(list, 0));
+			hotlist_free(list);
+		}
+}
+
+/* Pages 0 to 4 are touched by every EVERYth run. */
+static void test_pages_that_every_third_run_touches_stay(void **state)
+{
+	(void)state;
+	for (unsigned every = 2; every <= 3; every++) {
+		struct hotlist *list = used(5, 60, 0, 0);
+
+		for (unsigned run = 0; run < 60; run++) {
+			step(&list, used(run % every ? 5 : 0, 60, 0, run), MERGE_SAW_AUTO);
+			for (unsigned page = 0; page < 5; page++) {
+				assert_true(has(list, page));
+				/* In its place where the last run touched it. */
+				if (run % every == 0)
+					assert_int_equal(place_of(list, page), page);
+			}
+		}
+		hotlist_free(list);
+	}
+}
+
+static void test_a_page_that_one_run_alone_touched_leaves_sooner(void **state)
+{
+	struct hotlist *list = used(0, 60, 0, 0);
+
+	(void)state;
+	step(&list, used(0, 60, 200, 1), MERGE_SAW_AUTO);
+	assert_int_equal(touch_of(list, 200)->seen, MERGE_NEW_RUNS);
+	for (unsigned run = 2; run <= 3; run++) {
+		step(&list, used(0, 60, 0, run), MERGE_SAW_AUTO);
+		assert_int_equal(place_of(list, 200), 60); /* at the end */
+	}
+	step(&list, used(0, 60, 0, 4), MERGE_SAW_AUTO);
+	assert_false(has(list, 200));
+	hotlist_free(list);
+}
+
+/* Wherever they were touched: at the beginning, between others, in another order than that of addresses, at the end. */
+static void test_new_pages_enter_between_their_neighbours(void **state)
+{
+	struct hotlist *list = hotlist_new();
+	struct hotlist *run = hotlist_new();
+	unsigned expected[140], count = 0, old = 0;
+
+	(void)state;
+	for (unsigned i = 0; i < 120; i++) {
+		/* The list has no page whose place is a multiple of 6. */
+		unsigned page = 1000 + i * 7 % 120;
+		struct hot_touch touch = { .raw_ns = (i + 1) * MS, .corrected_ns = (i + 1) * MS, .seen = 1 };
+
+		if (i % 6)
+			assert_int_equal(hotlist_add_touch(list, 0, page * 4096ull, &touch), 0);
+		else
+			old++;
+		/* A slower guest. */
+		touch.raw_ns = touch.corrected_ns = (i + 1) * 3 * MS;
+		touch.flags = i % 6 ? HOT_WAS_PRESENT : 0;
+		assert_int_equal(hotlist_add_touch(run, 0, page * 4096ull, &touch), 0);
+		expected[count++] = page;
+	}
+	assert_int_equal(hotlist_set_origin(list, &one_run), 0);
+	assert_int_equal(hotlist_set_origin(run, &one_run), 0);
+	assert_int_equal(old, 20);
+	struct merge_result result = step(&list, run, MERGE_SAW_AUTO);
+	assert_true(result.complete);
+	assert_order(list, expected, count);
+	hotlist_free(list);
+}
+
+/* A run of two regions, of which only the second one's memory is shared. */
+static struct hotlist *two_regions(bool both, uint8_t kind, unsigned salt)
+{
+	struct hotlist *list = hotlist_new();
+
+	for (unsigned i = 0; i < 40; i++) {
+		struct hot_touch touch = {
+			.raw_ns = (i + 1) * MS + salt, .corrected_ns = (i + 1) * MS + salt, .seen = 1, .kind = kind
+		};
+
+		if (both)
+			assert_int_equal(hotlist_add_touch(list, 0, i * 4096ull, &touch), 0);
+		touch.flags = both ? 0 : HOT_WAS_PRESENT;
+		if (both || i < 20)
+			assert_int_equal(hotlist_add_touch(list, 1, i * 4096ull, &touch), 0);
+	}
+	assert_int_equal(hotlist_set_origin(list, &one_run), 0);
+	return list;
+}
+
+static size_t count_of(const struct hotlist *list, uint64_t region)
+{
+	size_t count = 0;
+
+	for (size_t i = 0; i < list->count; i++)
+		count += list->pages[i].region == region;
+	return count;
+}
+
+static void test_only_where_touches_are_seen_pages_are_unused(void **state)
+{
+	(void)state;
+	/* Writes: each is seen. */
+	struct hotlist *list = two_regions(true, HOT_WRITE, 0);
+	for (unsigned run = 1; run <= 10; run++)
+		assert_true(step(&list, two_regions(false, HOT_WRITE, run), MERGE_SAW_AUTO).complete);
+	assert_int_equal(count_of(list, 0), 40);
+	assert_int_equal(count_of(list, 1), 20);
+	hotlist_free(list);
+
+	/* Reads: the kernel maps 16 pages around. The last one read was page 19, so it can't be said before page 35. */
+	list = two_regions(true, HOT_READ, 0);
+	for (unsigned run = 1; run <= 10; run++)
+		assert_true(step(&list, two_regions(false, HOT_READ, run), MERGE_SAW_AUTO).complete);
+	assert_int_equal(count_of(list, 0), 40);
+	assert_int_equal(count_of(list, 1), 35);
+	/* Under KVM, all are seen. */
+	for (unsigned run = 1; run <= 5; run++)
+		step(&list, two_regions(false, HOT_READ, run), MERGE_SAW_ALL);
+	assert_int_equal(count_of(list, 0), 0);
+	assert_int_equal(count_of(list, 1), 20);
+	hotlist_free(list);
+}
+
+/* As the runs of a template's forks are: mostly the same, and some that are nobody else's in each. */
+static void test_stray_pages_do_not_heap_up(void **state)
+{
+	struct hotlist *list = used(0, 600, 0, 0);
+
+	(void)state;
+	for (unsigned run = 1; run <= 50; run++) {
+		struct hotlist *seen = used(0, 600, 0, run);
+
+		for (unsigned i = 0; i < 60; i++) {
+			const struct hot_touch touch = { .raw_ns = (10 * i + 1) * MS,
+							 .corrected_ns = (10 * i + 1) * MS,
+							 .seen = 1 };
+
+			assert_int_equal(hotlist_add_touch(seen, 0, (10000 + run * 100 + i) * 4096ull, &touch), 0);
+		}
+		struct merge_result result = step(&list, seen, MERGE_SAW_AUTO);
+		assert_true(list->count <= 600 + 3 * 60);
+		assert_true(result.placed == 660); /* the others stand at the end */
+	}
 	hotlist_free(list);
 }
 
@@ -535,6 +710,12 @@ int main(void)
 		cmocka_unit_test(test_sets_take_part_as_sets),
 		cmocka_unit_test(test_lists_of_other_templates_or_regions_are_refused),
 		cmocka_unit_test(test_unused_pages_sink_and_leave_and_new_ones_enter),
+		cmocka_unit_test(test_however_sure_a_list_is_of_a_page_five_runs_without_it_are_enough),
+		cmocka_unit_test(test_pages_that_every_third_run_touches_stay),
+		cmocka_unit_test(test_a_page_that_one_run_alone_touched_leaves_sooner),
+		cmocka_unit_test(test_new_pages_enter_between_their_neighbours),
+		cmocka_unit_test(test_only_where_touches_are_seen_pages_are_unused),
+		cmocka_unit_test(test_stray_pages_do_not_heap_up),
 		cmocka_unit_test(test_runs_that_saw_demand_faults_alone_make_nothing_sink),
 		cmocka_unit_test(test_a_run_speaks_only_for_the_time_that_it_saw),
 		cmocka_unit_test(test_what_comes_after_the_lists_window_stays_out),

@@ -263,6 +263,7 @@ static const struct observer observer = {
 	.release = release,
 	.stamp = stamp,
 	.figures = figures,
+	.figures_lately = figures,
 	.hot_list = hot_list,
 	.trace_open = trace_open,
 	.trace_read = trace_read,
