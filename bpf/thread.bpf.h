@@ -157,6 +157,18 @@ static __always_inline void tell_name(struct task_struct *task, __u32 slot, __u8
 	submit(event);
 }
 
+/* A thread older than this may have been without a CPU for something else than the fork that it now touches first. */
+#define YOUNG_NS 2000000000ull
+
+/* What a thread has lost that was never seen before: on a busy machine, vCPUs may wait long for their first moment on a CPU, and not equally long. */
+static __always_inline __u64 lost_so_far(struct task_struct *task)
+{
+	if (!bpf_core_field_exists(task->sched_info.run_delay) ||
+	    bpf_ktime_get_ns() - BPF_CORE_READ(task, start_time) > YOUNG_NS)
+		return 0;
+	return BPF_CORE_READ(task, sched_info.run_delay);
+}
+
 /* The current thread, about to touch memory of the fork in SLOT. */
 static __always_inline struct thread *touching_thread(struct task_struct *task, __u32 slot)
 {
@@ -164,6 +176,8 @@ static __always_inline struct thread *touching_thread(struct task_struct *task, 
 
 	if (thread && thread->slot != slot) {
 		tell_pending(thread, task->pid);
+		if (!thread->slot)
+			thread->lost_ns = lost_so_far(task);
 		thread->slot = slot;
 		tell_name(task, slot, task->flags & PF_KTHREAD ? FL_EVENT_KTHREAD : 0);
 	}

@@ -18,9 +18,9 @@ typedef __u64 __be64;
 typedef __u32 __wsum;
 typedef _Bool bool;
 
-#define true  1
+#define true 1
 #define false 0
-#define NULL  ((void *)0)
+#define NULL ((void *)0)
 
 /* UAPI: numbers that never change. */
 enum bpf_map_type {
@@ -65,6 +65,10 @@ struct file {
 	void *private_data;
 };
 
+struct sched_info {
+	unsigned long long run_delay;
+};
+
 struct task_struct {
 	struct thread_info thread_info;
 	unsigned int flags;
@@ -72,6 +76,8 @@ struct task_struct {
 	int tgid;
 	struct mm_struct *mm;
 	char comm[16];
+	struct sched_info sched_info;
+	__u64 start_time;
 };
 
 struct bpf_iter__task_file {

@@ -44,10 +44,10 @@ struct bench_options {
 	bool quick;	     /* less of everything, for a first look */
 	unsigned idle_forks; /* 0: as many as usual */
 	bool groups[BENCH_GROUPS];
-	const char *traces; /* the directory of the project's traces, for "order" */
+	const char *traces;   /* the directory of the project's traces, for "order" */
 	const char *tiny_vmm; /* runs guests under KVM, for "order"; NULL: it is looked for beside BINARY */
-	uint32_t only;	    /* bits of those that bench_order_name names; of a kind that has none, all are wanted */
-	unsigned streams;   /* how often each list of "order" is streamed; 0: as often as usual */
+	uint32_t only;	      /* bits of those that bench_order_name names; of a kind that has none, all are wanted */
+	unsigned streams;     /* how often each list of "order" is streamed; 0: as often as usual */
 	const struct bench_api *api;
 	/* Says what is measured now; NULL for TEXT: that is over. May be NULL. */
 	void (*progress)(void *data, const char *text);

@@ -86,6 +86,14 @@ static const struct situation situations[] = {
 	  .runs = ORDER_RUNS_FEW,
 	  .quick = true,
 	  .kvm = true },
+	{ .id = "kvm_uneven",
+	  .title = "a guest under KVM, of two vCPUs that don't wait for each other, one's pages slow",
+	  .vcpus = REPLAY_INDEPENDENT,
+	  .spread = 2,
+	  .slow = SLOW_ODD,
+	  .runs = ORDER_RUNS_FEW,
+	  .quick = true,
+	  .kvm = true },
 	{ .id = "kvm_second",
 	  .title = "the second generation under KVM: an older list is prefetched, and the workload has changed",
 	  .vcpus = REPLAY_HALTING,
@@ -96,7 +104,7 @@ static const struct situation situations[] = {
 };
 #define SITUATIONS (sizeof situations / sizeof *situations)
 #define WORKLOADS  (sizeof workloads / sizeof *workloads)
-/* As many touches one after another are one thread's: what an interrupt handler or a system call makes. */
+/* As many touches one after another are one thread's: what an interrupt handler or a system call makes. Guests under KVM take turns. */
 #define SPREAD_BURST 32
 /* Of the trace, so much is done by a guest under KVM: a tenth of a second on a processor, and many of them where that is emulated. */
 #define KVM_TOUCHES_FULL  3000
@@ -132,7 +140,8 @@ static int spread_traces(struct order_run *run, struct error *err)
 	int r = 0;
 
 	for (unsigned i = 0; i < 2 && run->situation->spread && r >= 0; i++)
-		r = trace_spread(run->workload->traces[i], run->situation->spread, SPREAD_BURST, &run->spread[i], err);
+		r = trace_spread(run->workload->traces[i], run->situation->spread,
+				 run->situation->kvm ? 1 : SPREAD_BURST, &run->spread[i], err);
 	return r;
 }
 

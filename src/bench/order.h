@@ -37,7 +37,7 @@ struct situation {
 	enum order_story story;
 	unsigned runs; /* ORDER_RUNS_… */
 	bool quick;    /* is part of a quick look */
-	bool kvm;      /* guests under KVM, and no processes; the vCPUs wait for each other, by VCPUS */
+	bool kvm;      /* guests under KVM, and no processes */
 };
 
 /* A workload: two runs of the same guest. The first is recorded; its list is prefetched in the second. */
@@ -109,8 +109,11 @@ int order_find_vmm(struct order_run *run, struct error *err);
 int order_try_kvm(struct order_run *run, const struct workload *whole, struct error *err);
 /* As order_visit, by a guest under KVM. */
 int order_visit_kvm(struct order_run *run, struct order_visit *visit, struct error *err);
-/* What the guest does: touches the trace's pages in the trace's order, whichever vCPU does it. HALTS: vCPUs that wait sleep. */
-int order_write_script(const struct trace *trace, bool halts, const char *path, struct error *err);
+/*
+ * What the guest does: touches the trace's pages in the trace's order, whichever vCPU does it, and who has to wait for its turn sleeps or spins; or
+ * (REPLAY_INDEPENDENT) each vCPU touches its own, with the same work between each two.
+ */
+int order_write_script(const struct trace *trace, enum replay_vcpus vcpus, const char *path, struct error *err);
 
 /* ---- the template ---- */
 

@@ -74,7 +74,7 @@ static struct trace_image *fold_image(const struct trace_image *whole, const uin
 	if (!image)
 		return NULL;
 	image->pages = (count + 7) / 8 * 8;
-	image->bits = calloc(image->pages / 8, 1);
+	image->bits = calloc(image->pages / 8 ?: 1, 1);
 	if (!image->bits)
 		return NULL;
 	for (uint64_t page = 0; page < whole->pages; page++) {
@@ -96,9 +96,12 @@ int workload_fold(const struct workload *whole, size_t touches, struct workload 
 	struct workload w = { .name = whole->name };
 	uint64_t count = 0;
 	_cleanup_free_ uint32_t *numbers = number_pages(whole, touches, &count);
-	int r = numbers ? 0 : no_memory(err);
+	int r = 0;
 
+	if (!numbers)
+		return no_memory(err);
 	snprintf(w.image_path, sizeof w.image_path, "%.390s.folded", whole->image_path);
+	snprintf(w.slow_path, sizeof w.slow_path, "%.390s.folded", whole->slow_path);
 	for (unsigned i = 0; i < 2 && r >= 0; i++) {
 		w.traces[i] = cut_trace(whole->traces[i], touches, numbers);
 		r = w.traces[i] ? trace_hot_list(w.traces[i], &w.truth[i], err) : no_memory(err);
@@ -117,30 +120,49 @@ int workload_fold(const struct workload *whole, size_t touches, struct workload 
 
 /* ---- the script ---- */
 
+/* Some microseconds of a processor, and more than what the rest of a touch costs it. */
+#define ROUNDS_BETWEEN 50000
+
 /* The traces' image can't be run: what they fetch is read. */
 static char verb_of(const struct trace_touch *touch)
 {
 	return touch->kind == 'w' ? 'w' : 'r';
 }
 
-int order_write_script(const struct trace *trace, bool halts, const char *path, struct error *err)
+/* Each vCPU computes, and touches; the times of the trace don't count, as those of the processor are not known. */
+static void write_free(FILE *file, const struct trace *trace)
+{
+	for (size_t i = 0; i < trace->count; i++)
+		fprintf(file, "%u work %d\n%u %c %" PRIu32 "\n", trace->touches[i].vcpu, ROUNDS_BETWEEN,
+			trace->touches[i].vcpu, verb_of(&trace->touches[i]), trace->touches[i].page);
+}
+
+/* Who has to wait for its turn sleeps, or spins. */
+static void write_in_turns(FILE *file, const struct trace *trace, const char *wait, size_t *done)
+{
+	for (size_t i = 0; i < trace->count; i++) {
+		const struct trace_touch *touch = &trace->touches[i], *before = touch - 1;
+
+		if (i > 0 && before->vcpu != touch->vcpu)
+			fprintf(file, "%u %s %u %zu\n", touch->vcpu, wait, before->vcpu, done[before->vcpu]);
+		if (i > 0 && touch->at > before->at)
+			fprintf(file, "%u pause %" PRIu64 "\n", touch->vcpu, touch->at - before->at);
+		fprintf(file, "%u %c %" PRIu32 "\n", touch->vcpu, verb_of(touch), touch->page);
+		done[touch->vcpu]++;
+	}
+}
+
+int order_write_script(const struct trace *trace, enum replay_vcpus vcpus, const char *path, struct error *err)
 {
 	_cleanup_fclose_ FILE *file = fopen(path, "we");
 	_cleanup_free_ size_t *done = calloc(trace->vcpus, sizeof *done);
 
 	if (!done)
 		return no_memory(err);
-	for (size_t i = 0; file && i < trace->count; i++) {
-		const struct trace_touch *touch = &trace->touches[i], *before = touch - 1;
-
-		if (i > 0 && before->vcpu != touch->vcpu)
-			fprintf(file, "%u %s %u %zu\n", touch->vcpu, halts ? "halt" : "spin", before->vcpu,
-				done[before->vcpu]);
-		if (i > 0 && touch->at > before->at)
-			fprintf(file, "%u pause %" PRIu64 "\n", touch->vcpu, touch->at - before->at);
-		fprintf(file, "%u %c %" PRIu32 "\n", touch->vcpu, verb_of(touch), touch->page);
-		done[touch->vcpu]++;
-	}
+	if (file && vcpus == REPLAY_INDEPENDENT)
+		write_free(file, trace);
+	else if (file)
+		write_in_turns(file, trace, vcpus == REPLAY_HALTING ? "halt" : "spin", done);
 	if (!file || fflush(file) != 0)
 		return error_set(err, -errno, "bench_failed", "can't write %s: %s", path, strerror(errno));
 	return 0;

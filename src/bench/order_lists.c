@@ -6,6 +6,7 @@
 #include "bench/order.h"
 #include "hotlist/merge.h"
 #include "hotlist/order.h"
+#include "hotlist/words.h"
 
 struct placed {
 	uint64_t key;
@@ -92,7 +93,7 @@ int order_merge(struct hotlist *const *lists, size_t count, struct hotlist **ret
 	int r = merge_lists((const struct hotlist *const *)lists, names, count, &result, err);
 	if (r < 0)
 		return r;
-	snprintf(ret_vote, 120, "%s, %s (raw %.4f, corrected %.4f)", hot_clock_name(result.vote.clock),
+	snprintf(ret_vote, 120, "%s, %s (raw %.4f, corrected %.4f)", hot_clock_word(result.vote.clock) ?: "unknown",
 		 reasons[result.vote.reason], result.vote.agreement_raw, result.vote.agreement_corrected);
 	*ret = result.list;
 	return 0;

@@ -51,8 +51,8 @@ int order_add_template(struct order_run *run, struct error *err)
 		break;
 	}
 	if (r >= 0)
-		r = bench_server_add_slow_template(&run->server, ORDER_TEMPLATE, w->image_path, inject[0] ? inject : NULL,
-						   err);
+		r = bench_server_add_slow_template(&run->server, ORDER_TEMPLATE, w->image_path,
+						   inject[0] ? inject : NULL, err);
 	run->has_template = r >= 0;
 	return r;
 }

@@ -41,6 +41,17 @@ static bool parse_uid(const char *text, json_int_t *ret)
 	return true;
 }
 
+/* An option of a number of seconds, as MEMBER of the request where it is given. */
+static int add_seconds(struct client_call *call, const char *option, const char *member)
+{
+	double seconds;
+	int exit_code = cli_seconds(call->args, option, -1, &seconds);
+
+	if (exit_code == EXIT_OK && seconds >= 0)
+		client_add(call, member, json_real(seconds));
+	return exit_code;
+}
+
 static int run_create(const struct cli_args *args)
 {
 	_cleanup_client_call_ struct client_call call = { .args = args };
@@ -52,6 +63,9 @@ static int run_create(const struct cli_args *args)
 			return cli_usage_error(args, "--uid is a user id from 0 to %u, not '%s'", UID_MAX, uid);
 		client_add(&call, "uid", json_integer(uid_number));
 	}
+	if (add_seconds(&call, "window-timeout", "window_timeout_s") != EXIT_OK ||
+	    add_seconds(&call, "settle", "settle_s") != EXIT_OK)
+		return EXIT_USAGE;
 	client_add_string(&call, "template", args->arguments[0]);
 	client_add_string(&call, "id", cli_value(args, "id"));
 	if (cli_value(args, "record"))
@@ -86,18 +100,12 @@ static int run_show(const struct cli_args *args)
 static int run_wait(const struct cli_args *args)
 {
 	_cleanup_client_call_ struct client_call call = { .args = args };
-	const char *milestone = cli_value(args, "for"), *timeout = cli_value(args, "timeout");
-	double seconds = WAIT_DEFAULT_S;
+	const char *milestone = cli_value(args, "for");
+	double seconds;
 	char suffix[128];
 
-	if (timeout) {
-		char *end;
-
-		seconds = strtod(timeout, &end);
-		if (end == timeout || *end || strspn(timeout, "0123456789.") != strlen(timeout) || seconds > 86400)
-			return cli_usage_error(args, "--timeout is a number of seconds from 0 to 86400, not '%s'",
-					       timeout);
-	}
+	if (cli_seconds(args, "timeout", WAIT_DEFAULT_S, &seconds) != EXIT_OK)
+		return EXIT_USAGE;
 	snprintf(suffix, sizeof suffix, "/wait?for=%s&timeout_s=%.3f", milestone, seconds);
 	return finish_with(&call,
 			   client_call_named(&call, "GET", "/v1/forks/", args->arguments[0], suffix,
@@ -194,6 +202,14 @@ static const struct cli_option create_options[] = {
 		    "are there. stream: pages come in the list's order while the VM runs, from where it asks on." },
 	{ .name = "hot-list", .value = "LIST", .help = "what to prefetch (default: the template's own list)" },
 	{ .name = "dir", .value = "DIR", .help = "where its socket is made (default: the run directory)" },
+	{ .name = "window-timeout",
+	  .value = "S",
+	  .help = "the kernel's recording ends S seconds after the VMM has connected, if not before (default: 60)",
+	  .manual = "What a fork touches long after its start would swell the list. Recorded are forks with --record, and those that keep their template's list "
+		    "fresh." },
+	{ .name = "settle",
+	  .value = "S",
+	  .help = "it ends where hardly any page was touched for S seconds; 0: not for that (default: 2)" },
 	{ .name = "uid",
 	  .value = "UID",
 	  .help = "the user besides root who may connect, and who gets the socket (default: the server's)" },

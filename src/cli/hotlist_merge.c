@@ -9,6 +9,7 @@
 #include "cli/options.h"
 #include "hotlist/hotlist.h"
 #include "hotlist/merge.h"
+#include "hotlist/words.h"
 
 struct inputs {
 	struct hotlist *lists[CLI_ARGUMENTS_MAX + 1];
@@ -91,7 +92,7 @@ static const char *const reason_words[] = {
 
 static void print_clock(FILE *file, const struct merge_vote *vote)
 {
-	const char *name = hot_clock_name(vote->clock);
+	const char *name = hot_clock_word(vote->clock) ?: "unknown";
 
 	switch (vote->reason) {
 	case MERGE_ONE_CLOCK:
@@ -145,7 +146,7 @@ static json_t *pack(const struct cli_args *args, const struct merge_result *resu
 	const struct merge_vote *vote = &result->vote;
 	json_t *value = json_pack("{s:s,s:s,s:i,s:I,s:s,s:s,s:I,s:I,s:I,s:I,s:I}", "out", out, "format",
 				  hotlist_format_name(format), "inputs", args->argument_count, "runs",
-				  (json_int_t)result->runs, "clock", hot_clock_name(vote->clock), "reason",
+				  (json_int_t)result->runs, "clock", hot_clock_word(vote->clock) ?: "unknown", "reason",
 				  reason_words[vote->reason], "pairs", (json_int_t)vote->pairs, "pages",
 				  (json_int_t)result->list->count, "placed", (json_int_t)result->placed, "tail",
 				  (json_int_t)result->tail, "dropped", (json_int_t)result->dropped);
@@ -246,14 +247,16 @@ const struct cli_option hotlist_merge_options[] = {
 	  .help = "a list in use, which the IN… are to keep fresh: runs of forks that had it prefetched",
 	  .complete = "@file",
 	  .manual =
-		  "The runs are taken one after the other. Each counts for an eighth of the list at least, so that what is older fades. Pages that runs do not "
-		  "touch sink to the end and leave after some; what a run touched within the list's window enters in its place." },
+		  "The runs are taken one after the other. Each counts for three eighths of the list, so that what is older fades. Pages that runs do not "
+		  "touch sink to the end, and leave with the fifth at the latest; what a run touched enters in its place." },
 	{ .name = "saw",
 	  .value = "WHAT",
 	  .help = "with --refresh: what the runs saw: all touches, demand faults alone, or auto (default)",
 	  .words = "auto all demand",
-	  .manual = "That a run lacks a page says that the page was not touched only if the run saw touches of prefetched pages. 'auto' takes it to have done so if "
-		    "it names one, or at least half of OLD's pages." },
+	  .manual =
+		  "That a run lacks a page says that the page was not touched only if the run saw touches of prefetched pages. 'auto' takes it to have done so in "
+		  "each region of which it names one, but for pages around one that was read, which the kernel maps with it; or everywhere, if it names none, but at "
+		  "least half of OLD's pages. Under KVM it is 'all'." },
 	{ .name = "json", .help = "print JSON, and errors as JSON on stderr" },
 	{ 0 },
 };

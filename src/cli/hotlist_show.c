@@ -85,6 +85,19 @@ static double correlation(uint32_t agreement)
 	return ((double)agreement - HOT_AGREEMENT_MAX / 2.0) / 1e6;
 }
 
+/* A single run agrees with nobody: what stands in that place is what it shows by itself. */
+static void show_evidence(const struct hotlist_origin *origin)
+{
+	if (!origin->agreement_raw || !origin->agreement_corrected)
+		return;
+	double raw = correlation(origin->agreement_raw), corrected = correlation(origin->agreement_corrected);
+
+	if (origin->runs == 1)
+		printf("; while one vCPU stood still, the others touched on at %.2f of their pace", corrected);
+	else
+		printf("; the runs agree to %.4f by raw times, to %.4f by corrected ones", raw, corrected);
+}
+
 static void show_recording(const struct hotlist_origin *origin)
 {
 	const char *clock = hot_clock_word(origin->clock);
@@ -100,9 +113,7 @@ static void show_recording(const struct hotlist_origin *origin)
 		printf("Window  %.3f s%s\n", (double)origin->window_ns / 1e9, window_end_text(origin->window_end));
 	if (clock) {
 		printf("Clock   %s", clock);
-		if (origin->agreement_raw && origin->agreement_corrected)
-			printf("; the runs agree to %.4f by raw times, to %.4f by corrected ones",
-			       correlation(origin->agreement_raw), correlation(origin->agreement_corrected));
+		show_evidence(origin);
 		putchar('\n');
 	}
 }

@@ -509,3 +509,21 @@ const char *cli_value(const struct cli_args *args, const char *name)
 
 	return option ? args->values[option - args->action->options] : NULL;
 }
+
+int cli_seconds(const struct cli_args *args, const char *name, double otherwise, double *ret)
+{
+	const char *text = cli_value(args, name);
+	double seconds;
+	char *end;
+
+	*ret = otherwise;
+	if (!text)
+		return EXIT_OK;
+	/* strtod alone would take "1e3", "0x10", "inf" and leading spaces. */
+	seconds = strtod(text, &end);
+	if (end == text || *end || strspn(text, "0123456789.") != strlen(text) || seconds > CLI_SECONDS_MAX)
+		return cli_usage_error(args, "--%s is a number of seconds from 0 to %d, not '%s'", name,
+				       CLI_SECONDS_MAX, text);
+	*ret = seconds;
+	return EXIT_OK;
+}

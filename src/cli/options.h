@@ -84,3 +84,7 @@ int cli_usage_error(const struct cli_args *args, const char *format, ...) __attr
 
 /* The name of the COUNT in NAMES that is nearest to WORD, or NULL where none is near. */
 const char *cli_nearest(const char *word, const char *const *names, size_t count);
+
+/* The option as seconds, OTHERWISE where it isn't given. EXIT_OK, or EXIT_USAGE after a message. */
+#define CLI_SECONDS_MAX 86400
+int cli_seconds(const struct cli_args *args, const char *name, double otherwise, double *ret);

@@ -6,6 +6,7 @@
 #include "cli/cli.h"
 #include "cli/profile.h"
 #include "hotlist/merge.h"
+#include "hotlist/words.h"
 #include "observe/observe.h"
 
 static const char *const end_names[] = {
@@ -46,7 +47,7 @@ static int print_json(const struct profile *profile, const struct hotlist *list)
 				  "memory_guessed", !profile->memory, "regions", (json_int_t)profile->maps.count,
 				  "window_end", end_names[profile->end], "window_ms", profile->window_s * 1e3, "tier",
 				  observe_tier(profile->observe), "lacks", observe_lacks(profile->observe), "clock",
-				  origin ? hot_clock_name(origin->clock) : "unknown", "events_lost",
+				  origin ? hot_clock_word(origin->clock) ?: "unknown" : "unknown", "events_lost",
 				  (json_int_t)(origin ? origin->events_lost : 0), "fault_around", "bytes",
 				  (json_int_t)profile->around.bytes, "set",
 				  !profile->around.why[0] && profile->around.before != 0, "why",
@@ -96,7 +97,7 @@ static void print_text(FILE *out, const struct profile *profile, const struct ho
 	fprintf(out, "  seen    by %s\n", observe_tier(profile->observe));
 	if (origin)
 		fprintf(out, "  order   by the %s clock; 'faultline hotlist merge' of several profiles decides better\n",
-			hot_clock_name(origin->clock));
+			hot_clock_word(origin->clock) ?: "unknown");
 	if (profile->present_before)
 		fprintf(out, "  before  %llu pages had been touched already, and are not in the list\n",
 			(unsigned long long)(profile->present_before / page_size()));

@@ -120,11 +120,14 @@ static const struct cli_option add_options[] = {
 	  .help = "what its forks prefetch where they don't say otherwise",
 	  .manual = "It need not exist yet." },
 	{ .name = "refresh-hot-list",
-	  .help = "keep that list fresh by what its forks touch",
+	  .help = "keep that list fresh by what its forks touch, where touches of prefetched pages are seen (KVM)",
 	  .manual =
-		  "A fork that prefetches the template's list, and whose touches of pages that are there the kernel sees, is merged into the list when it is "
-		  "ready, or ends after it had settled: pages that forks don't touch any more sink and leave, new ones enter where they "
-		  "are touched. Never by a recording that lost events. The list becomes HPL2, is replaced as a whole, and the log says what changed." },
+		  "A fork that prefetches the template's list is merged into it when it is ready, or ends after it had settled: pages that forks don't touch "
+		  "any more sink, and leave with the fifth fork at the latest; new ones enter where they are touched. The list becomes HPL2, is replaced as a whole, "
+		  "and the log says what changed.\n\n"
+		  "That takes touches of prefetched pages that are seen, as under KVM where 'faultline doctor' says so. Where they aren't, as with an emulator, "
+		  "whose memory is that of a process, no page can be told to be unused, and the list stays as it is: 'faultline warmup' makes a new one. A "
+		  "recording that lost events teaches nothing either." },
 	{ .name = "inject",
 	  .value = "SPEC",
 	  .help = "a test aid: makes reads of the image fail or wait, like delay=5ms,error=0x1000+0x2000" },

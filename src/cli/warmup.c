@@ -14,14 +14,12 @@
 #include "cli/warmup.h"
 #include "hotlist/merge.h"
 
-#define RUNS_DEFAULT   3
-#define RUNS_MAX       1000
-#define CONNECT_S      30
-#define WINDOW_S       60
-#define SETTLE_S       2
-#define GRACE_S	       5
-#define SECONDS_MAX    86400
-#define OPTION_SECONDS "is a number of seconds from 0 to 86400"
+#define RUNS_DEFAULT 3
+#define RUNS_MAX     1000
+#define CONNECT_S    30
+#define WINDOW_S     60
+#define SETTLE_S     2
+#define GRACE_S	     5
 
 int warmup_no_memory(struct error *err)
 {
@@ -36,21 +34,6 @@ int warmup_read_signal(const struct warmup_job *job)
 }
 
 /* ---- the command line ---- */
-
-/* EXIT_OK, or EXIT_USAGE after a message. */
-static int parse_seconds(const struct cli_args *args, const char *name, double otherwise, double *ret)
-{
-	const char *text = cli_value(args, name);
-	char *end;
-
-	*ret = otherwise;
-	if (!text)
-		return EXIT_OK;
-	*ret = strtod(text, &end);
-	if (end == text || *end || strspn(text, "0123456789.") != strlen(text) || *ret > SECONDS_MAX)
-		return cli_usage_error(args, "--%s " OPTION_SECONDS ", not '%s'", name, text);
-	return EXIT_OK;
-}
 
 static int parse_runs(struct warmup_job *job)
 {
@@ -75,13 +58,13 @@ static int parse(struct warmup_job *job)
 	int exit_code = parse_runs(job);
 
 	if (exit_code == EXIT_OK)
-		exit_code = parse_seconds(args, "connect-timeout", CONNECT_S, &job->connect_s);
+		exit_code = cli_seconds(args, "connect-timeout", CONNECT_S, &job->connect_s);
 	if (exit_code == EXIT_OK)
-		exit_code = parse_seconds(args, "window-timeout", WINDOW_S, &job->window_s);
+		exit_code = cli_seconds(args, "window-timeout", WINDOW_S, &job->window_s);
 	if (exit_code == EXIT_OK)
-		exit_code = parse_seconds(args, "settle", SETTLE_S, &job->settle_s);
+		exit_code = cli_seconds(args, "settle", SETTLE_S, &job->settle_s);
 	if (exit_code == EXIT_OK)
-		exit_code = parse_seconds(args, "grace", GRACE_S, &job->grace_s);
+		exit_code = cli_seconds(args, "grace", GRACE_S, &job->grace_s);
 	if (exit_code != EXIT_OK)
 		return exit_code;
 	job->template = args->arguments[0];

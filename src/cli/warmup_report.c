@@ -3,6 +3,7 @@
 
 #include "cli/cli.h"
 #include "cli/warmup.h"
+#include "hotlist/words.h"
 
 static const char *const end_names[] = {
 	[HOT_WINDOW_UNKNOWN] = "unknown", [HOT_WINDOW_READY] = "ready", [HOT_WINDOW_SETTLED] = "settled",
@@ -62,8 +63,8 @@ static int print_json(const struct warmup_job *job, const struct merge_result *m
 			  job->list_path, "format", hotlist_format_name(job->format), "pages", (json_int_t)list->count,
 			  "pages_in_all_runs", (json_int_t)count_in_all(list, job->runs), "rare_pages",
 			  (json_int_t)merged->tail, "dropped_pages", (json_int_t)merged->dropped, "clock",
-			  hot_clock_name(vote->clock), "clock_reason", reason_name(vote->reason), "agreement_raw",
-			  encode_agreement(vote, vote->agreement_raw), "agreement_corrected",
+			  hot_clock_word(vote->clock) ?: "unknown", "clock_reason", reason_name(vote->reason),
+			  "agreement_raw", encode_agreement(vote, vote->agreement_raw), "agreement_corrected",
 			  encode_agreement(vote, vote->agreement_corrected), "runs", runs);
 	if (!value) {
 		cli_error("out of memory, or a name that is not UTF-8");
@@ -108,7 +109,7 @@ static void print_clock(FILE *out, const struct merge_vote *vote)
 		[MERGE_TIED] = "nothing speaks for the other one",
 	};
 
-	fprintf(out, "  order   by the %s clock: %s\n", hot_clock_name(vote->clock), reasons[vote->reason]);
+	fprintf(out, "  order   by the %s clock: %s\n", hot_clock_word(vote->clock) ?: "unknown", reasons[vote->reason]);
 	if (vote->pairs)
 		fprintf(out, "  agree   %.4f by the raw clock, %.4f by the corrected one (1: all runs the same order)\n",
 			vote->agreement_raw, vote->agreement_corrected);

@@ -79,6 +79,9 @@ static int create_fork(struct run *run, struct error *err)
 	client_add_string(&call, "template", warmup_template_name(run->job));
 	client_add_string(&call, "prefetch", "off");
 	client_add(&call, "record", json_true());
+	/* The server finds the exact place in the recording, by the same rules. */
+	client_add(&call, "window_timeout_s", json_real(run->job->window_s));
+	client_add(&call, "settle_s", json_real(run->job->settle_s));
 	if (client_call(&call, "POST", "/v1/forks", API_TIMEOUT_S) < 0)
 		return failed(&call, err);
 	snprintf(run->id, sizeof run->id, "%s", client_string(call.reply.json, "id", ""));

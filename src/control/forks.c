@@ -77,10 +77,25 @@ static int parse_prefetch(const char *word, enum prefetch_mode *ret, struct erro
 			 word);
 }
 
+#define NOT_SAID UINT64_MAX
+
+static int set_window(struct fork_spec *spec, uint64_t timeout_ns, uint64_t settle_ns, struct error *err)
+{
+	if (timeout_ns == 0)
+		return error_set(err, -EINVAL, "bad_member",
+				 "the member 'window_timeout_s' is 0: a recording that ends as it begins has no pages");
+	if (timeout_ns != NOT_SAID)
+		spec->window_timeout_ns = timeout_ns;
+	if (settle_ns != NOT_SAID)
+		spec->window_settle_ns = settle_ns ?: UINT64_MAX;
+	return 0;
+}
+
 int handle_forks_create(struct request *request, struct reply *reply, struct error *err)
 {
 	_cleanup_fork_info_ struct fork_info info = { 0 };
 	struct fork_spec spec = { .uid = (uid_t)-1 };
+	uint64_t timeout_ns = NOT_SAID, settle_ns = NOT_SAID;
 	const char *prefetch = NULL;
 	const struct member members[] = {
 		{ "template", MEMBER_STRING, true, &spec.template },
@@ -90,9 +105,13 @@ int handle_forks_create(struct request *request, struct reply *reply, struct err
 		{ "hot_list", MEMBER_PATH, false, &spec.hot_list },
 		{ "dir", MEMBER_PATH, false, &spec.dir },
 		{ "uid", MEMBER_UID, false, &spec.uid },
+		{ "window_timeout_s", MEMBER_SECONDS, false, &timeout_ns },
+		{ "settle_s", MEMBER_SECONDS, false, &settle_ns },
 	};
 	int r = request_read_body(request, members, sizeof members / sizeof *members, err);
 
+	if (r >= 0)
+		r = set_window(&spec, timeout_ns, settle_ns, err);
 	if (r >= 0)
 		r = prefetch ? parse_prefetch(prefetch, &spec.prefetch, err)
 			     : default_prefetch(request->server, &spec, err);

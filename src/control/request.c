@@ -341,6 +341,21 @@ static int read_uid(const struct member *member, const json_t *value, struct err
 	return 0;
 }
 
+static int read_seconds(const struct member *member, const json_t *value, struct error *err)
+{
+	if (!json_is_number(value))
+		return wrong_type(member, "a number of seconds", value, err);
+
+	double seconds = json_number_value(value);
+
+	if (!(seconds >= 0 && seconds <= MEMBER_SECONDS_MAX))
+		return error_set(err, -EINVAL, "bad_member",
+				 "the member '%s' is a number of seconds from 0 to %d, not %g", member->name,
+				 MEMBER_SECONDS_MAX, seconds);
+	*(uint64_t *)member->value = (uint64_t)(seconds * (double)NSEC_PER_SEC);
+	return 0;
+}
+
 static int read_member(const struct member *member, const json_t *value, struct error *err)
 {
 	switch (member->type) {
@@ -350,6 +365,8 @@ static int read_member(const struct member *member, const json_t *value, struct 
 		return read_path(member, value, err);
 	case MEMBER_UID:
 		return read_uid(member, value, err);
+	case MEMBER_SECONDS:
+		return read_seconds(member, value, err);
 	case MEMBER_BOOL:
 		break;
 	}

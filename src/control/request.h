@@ -68,11 +68,14 @@ int request_query_seconds(const struct request *request, const char *name, unsig
 
 /* ---- bodies ---- */
 
+#define MEMBER_SECONDS_MAX 86400
+
 enum member_type {
-	MEMBER_STRING, /* const char * */
-	MEMBER_PATH,   /* const char *: an absolute path that the kernel can take */
-	MEMBER_BOOL,   /* bool */
-	MEMBER_UID,    /* uid_t */
+	MEMBER_STRING,	/* const char * */
+	MEMBER_PATH,	/* const char *: an absolute path that the kernel can take */
+	MEMBER_BOOL,	/* bool */
+	MEMBER_UID,	/* uid_t */
+	MEMBER_SECONDS, /* uint64_t in ns: a number of 0 to MEMBER_SECONDS_MAX */
 };
 
 /* One member of a body's object, and where its value goes. A member that isn't there leaves its value alone. */

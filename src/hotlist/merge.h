@@ -26,10 +26,10 @@
 #define MERGE_NOISE 2e-6
 
 /* Runs whose own evidence (merge_vote.independence) is at least this don't wait for themselves, ... */
-#define MERGE_INDEPENDENT_FROM 0.4
+#define MERGE_INDEPENDENT_FROM 0.3
 /* ... and outside of these it is beyond doubt. */
-#define MERGE_SURELY_WAITING	 0.1
-#define MERGE_SURELY_INDEPENDENT 0.6
+#define MERGE_SURELY_WAITING	 0.25
+#define MERGE_SURELY_INDEPENDENT 0.45
 
 /* Why a clock was taken. */
 enum merge_reason {
@@ -83,6 +83,3 @@ enum merge_saw {
  */
 int merge_refresh(const struct hotlist *old, const struct hotlist *run, enum merge_saw saw, const char *const names[2],
 		  struct merge_result *ret, struct error *err);
-
-/* "raw", "corrected", "unknown". */
-const char *hot_clock_name(enum hot_clock clock);

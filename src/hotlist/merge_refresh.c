@@ -6,6 +6,8 @@
 
 /* A run that lost more than this part of its events can't say that a page was not touched. */
 #define LOST_PART 100
+/* Of a run's pages, one in so many may be touched long before its turn. */
+#define STRAY_ONE_IN 50
 /* What the kernel maps around a page that is read: its fault_around_bytes, unless somebody has changed that. */
 #define FAULT_AROUND 65536ull
 
@@ -36,17 +38,39 @@ static uint32_t of_fresh_runs(uint64_t seen, uint64_t runs)
 	return (uint32_t)((seen * MERGE_FRESH_RUNS + runs / 2) / runs) ?: 1;
 }
 
-/* RUN without what it touched after the list's window: a fork that lives on would bring everything in, in time. */
+static uint32_t window_end(const struct hotlist *list)
+{
+	return list->origin ? list->origin->window_end : HOT_WINDOW_UNKNOWN;
+}
+
+/* Both went on until the same had come about, which is no question of time: a fork whose pages are prefetched gets there sooner than one that was recorded. */
+static bool ended_alike(const struct hotlist *old, const struct hotlist *run)
+{
+	uint32_t end = window_end(run);
+
+	return end == window_end(old) && (end == HOT_WINDOW_READY || end == HOT_WINDOW_SETTLED);
+}
+
+/*
+ * RUN without what it touched after the list's window: a fork that lives on would bring everything in, in time. Pages that the list has stay, as a fork may be slower
+ * than those before it.
+ */
 static struct hotlist *cut(const struct hotlist *run, const struct hotlist *old)
 {
 	uint64_t window = old->origin ? old->origin->window_ns : 0;
+	_cleanup_page_index_ struct page_index listed = { .pages = NULL };
 	_cleanup_hotlist_ struct hotlist *kept = hotlist_copy(run);
 	size_t count = 0;
 
-	if (!kept || !window || !kept->touches)
+	if (!kept || !window || !kept->touches || ended_alike(old, run))
 		return TAKE_PTR(kept);
+	if (page_index_add_list(&listed, old) < 0)
+		return NULL;
 	for (size_t i = 0; i < kept->count; i++) {
-		if (merge_time(&kept->touches[i], BY_CORRECTED) > window)
+		const struct hot_page *page = &kept->pages[i];
+
+		if (merge_time(&kept->touches[i], BY_CORRECTED) > window &&
+		    page_index_find(&listed, page->region, page->offset) == PAGE_INDEX_NONE)
 			continue;
 		kept->pages[count] = kept->pages[i];
 		kept->touches[count++] = kept->touches[i];
@@ -65,6 +89,7 @@ struct sight {
 	bool everything;
 	const bool *regions; /* by number: touches of pages that were there are seen */
 	size_t region_count;
+	uint64_t until_ns;  /* of what OLD had touched by then */
 	const bool *hidden; /* by page: the kernel may have mapped it without the guest having touched it */
 };
 
@@ -121,14 +146,40 @@ static bool sees(const struct sight *sight, const struct merge *merge, uint32_t 
 	return sight->everything || (region < sight->region_count && sight->regions[region] && !sight->hidden[page]);
 }
 
-/* Whether the run went on long enough to have touched the page, if it was going to. */
-static bool reached(const struct merge *merge, size_t i)
+static int compare_times(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return (x > y) - (x < y);
+}
+
+static uint64_t time_in(const struct merge_input *old, size_t i)
+{
+	return merge_time(&old->list->touches[old->entries[i]], BY_CORRECTED);
+}
+
+/*
+ * How far the run came, in OLD's time: pages that OLD had touched by then it would have touched, if it was going to. TIMES is scratch. Where both ended with the same,
+ * it came to the end. Else by the pages that it did touch, but for the last ones: some are touched long before their turn.
+ */
+static uint64_t reach(const struct merge *merge, const bool *in_run, uint64_t *times)
 {
 	const struct merge_input *old = &merge->inputs[OLD];
-	const struct hotlist_origin *origin = merge->inputs[RUN].list->origin;
+	const struct hotlist *run = merge->inputs[RUN].list;
+	uint64_t window = run->origin ? run->origin->window_ns : 0;
+	size_t count = 0;
 
-	return !origin || !origin->window_ns || !old->timed ||
-	       merge_time(&old->list->touches[old->entries[i]], BY_CORRECTED) <= origin->window_ns;
+	if (!window || !old->timed || ended_alike(old->list, run) ||
+	    (window_end(old->list) == HOT_WINDOW_READY && window_end(run) == HOT_WINDOW_SETTLED))
+		return UINT64_MAX;
+	for (size_t i = 0; i < old->count; i++)
+		if (in_run[old->pages[i]])
+			times[count++] = time_in(old, i);
+	if (!count)
+		return window;
+	qsort(times, count, sizeof *times, compare_times);
+	uint64_t far = times[count - 1 - count / STRAY_ONE_IN];
+	return far > window ? far : window;
 }
 
 /* What becomes of each page, and how often it counts as seen. */
@@ -142,7 +193,7 @@ static void judge_pages(const struct merge *merge, const bool *in_run, const str
 
 		seen[page] = of_fresh_runs(merge_seen(old, i), old->runs);
 		/* That the run lacks it may say nothing: then it stays as it is. */
-		if (!in_run[page] && sees(sight, merge, page) && reached(merge, i))
+		if (!in_run[page] && sees(sight, merge, page) && (!old->timed || time_in(old, i) <= sight->until_ns))
 			seen[page] = after_disuse(seen[page]);
 	}
 	for (size_t i = 0; i < run->count; i++)
@@ -157,6 +208,7 @@ static void judge_pages(const struct merge *merge, const bool *in_run, const str
 struct scratch {
 	uint32_t *seen;
 	uint8_t *fate;
+	uint64_t *times;
 	bool *in_run, *hidden, *regions;
 };
 
@@ -164,16 +216,18 @@ static int open_scratch(struct scratch *s, size_t pages)
 {
 	s->seen = calloc(pages + 1, sizeof *s->seen);
 	s->fate = calloc(pages + 1, sizeof *s->fate);
+	s->times = calloc(pages + 1, sizeof *s->times);
 	s->in_run = calloc(pages + 1, sizeof *s->in_run);
 	s->hidden = calloc(pages + 1, sizeof *s->hidden);
 	s->regions = calloc(HOTLIST_REGIONS_MAX, sizeof *s->regions);
-	return s->seen && s->fate && s->in_run && s->hidden && s->regions ? 0 : -ENOMEM;
+	return s->seen && s->fate && s->times && s->in_run && s->hidden && s->regions ? 0 : -ENOMEM;
 }
 
 static void close_scratch(struct scratch *s)
 {
 	free(s->seen);
 	free(s->fate);
+	free(s->times);
 	free(s->in_run);
 	free(s->hidden);
 	free(s->regions);
@@ -185,6 +239,7 @@ static struct sight look(const struct merge *merge, enum merge_saw saw, struct s
 	struct sight sight = { .regions = s->regions, .region_count = HOTLIST_REGIONS_MAX, .hidden = s->hidden };
 	bool present = false;
 
+	sight.until_ns = reach(merge, s->in_run, s->times);
 	for (size_t i = 0; i < run->list->count; i++)
 		present |= was_present(run->list, i);
 	if (saw == MERGE_SAW_ALL) {

@@ -198,15 +198,3 @@ int merge_take_vote(const struct merge *merge, struct merge_vote *ret)
 	*ret = vote;
 	return 0;
 }
-
-const char *hot_clock_name(enum hot_clock clock)
-{
-	switch (clock) {
-	case HOT_CLOCK_RAW:
-		return "raw";
-	case HOT_CLOCK_CORRECTED:
-		return "corrected";
-	default:
-		return "unknown";
-	}
-}

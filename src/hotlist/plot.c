@@ -7,6 +7,7 @@
 
 #include "hotlist/merge.h"
 #include "hotlist/plot_internal.h"
+#include "hotlist/words.h"
 
 /* Colours that keep their distance from each other and from both backgrounds. A viewer without media queries shows the light one. */
 static const char style[] =
@@ -148,7 +149,7 @@ static void subtitle(FILE *svg, const struct hotlist *list)
 	if (origin->runs)
 		fprintf(svg, "; %s run%s", plot_count(origin->runs, text), origin->runs == 1 ? "" : "s");
 	if (origin->clock != HOT_CLOCK_UNKNOWN)
-		fprintf(svg, "; ordered by %s time", hot_clock_name(origin->clock));
+		fprintf(svg, "; ordered by %s time", hot_clock_word(origin->clock) ?: "unknown");
 	if (origin->tier[0]) {
 		char tier[HOTLIST_TIER_SIZE + 1] = "";
 

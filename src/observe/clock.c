@@ -3,8 +3,16 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/cleanup.h"
+
 /* Times beyond are nonsense; below, sums and differences fit 64 bits with a sign. */
 #define TIME_MAX (INT64_MAX / 4)
+
+/* Of the gaps between a stall and the next touch, one in so many is the kernel's own work alone; with fewer gaps than that there is no telling. */
+#define WORK_PART     50
+#define WORK_GAPS_MIN 200
+/* No kernel needs longer, unless it does something else as well. */
+#define WORK_MAX_NS 5000
 
 /* What may happen, in the order in which it counts where the times are the same: ends before beginnings. */
 enum point_kind { STALL_END, SLEEP_WAKE, SLEEP_RUN, TOUCH, SLEEP_BEGIN };
@@ -19,15 +27,16 @@ enum vcpu_state { VCPU_UNSEEN, VCPU_RUNNING, VCPU_STALLED, VCPU_SLEEPING, VCPU_R
 
 struct vcpu {
 	enum vcpu_state state;
-	uint32_t pending;     /* the touch or the sleep that it is in */
-	int64_t clock;	      /* where it stood when it was last set: a floor for what follows */
-	int64_t lost;	      /* as the last event said, and what was seen since */
-	int64_t late;	      /* of it: without a CPU, and not made good yet */
-	int64_t shift;	      /* running: the clock is time - lost + shift */
-	int64_t idle;	      /* of the clock: sleeps since its last touch that nobody else's doing ended */
-	int64_t slept_at;     /* sleeping: since then ... */
-	int64_t held_then;    /* ... and `held` at that time */
-	uint32_t last_point;  /* of all that are known of it */
+	uint32_t pending;    /* the touch or the sleep that it is in */
+	int64_t clock;	     /* where it stood when it was last set: a floor for what follows */
+	int64_t lost;	     /* as the last event said, and what was seen since */
+	int64_t late;	     /* of it: without a CPU, and not made good yet */
+	int64_t shift;	     /* running: the clock is time - lost + shift */
+	int64_t idle;	     /* of the clock: sleeps since its last touch that nobody else's doing ended */
+	int64_t slept_at;    /* sleeping: since then ... */
+	int64_t held_then;   /* ... and `held` at that time */
+	uint32_t last_point; /* of all that are known of it */
+	uint32_t halted;     /* stalled: the sleep that its thread is in meanwhile, plus 1 */
 };
 
 struct computation {
@@ -41,6 +50,7 @@ struct computation {
 	unsigned unknown;	   /* stalls under way in the name of no vCPU */
 	int64_t now, blocked;	   /* BLOCKED: how long somebody waited and nobody got on, until now */
 	int64_t held;		   /* of it: while a stall was in the name of no vCPU */
+	int64_t work;		   /* the kernel's, after a stall */
 	struct vcpu *leader;	   /* whose clock is the furthest; NULL: none is known */
 	int64_t fork_clock;
 };
@@ -142,6 +152,54 @@ static int make_vcpus(struct computation *c)
 	return 0;
 }
 
+/* ---- the kernel's own work ---- */
+
+static int compare_times(const void *a, const void *b)
+{
+	int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+
+	return (x > y) - (x < y);
+}
+
+/* The times from the ends of stalls to their vCPUs' next touches. How many. */
+static size_t collect_gaps(const struct computation *c, int64_t *gaps)
+{
+	size_t count = 0;
+
+	for (size_t v = 0; v < c->vcpu_count; v++)
+		c->vcpus[v].clock = -1;
+	for (size_t i = 0; i < c->point_count; i++) {
+		const struct point *point = &c->points[i];
+		uint16_t number = vcpu_of_point(c, point);
+
+		if (number == VCPU_UNKNOWN)
+			continue;
+		int64_t *ended = &c->vcpus[number].clock;
+		if (point->kind == TOUCH && *ended >= 0)
+			gaps[count++] = point->at - *ended;
+		*ended = point->kind == STALL_END ? point->at : -1;
+	}
+	for (size_t v = 0; v < c->vcpu_count; v++)
+		c->vcpus[v].clock = 0;
+	return count;
+}
+
+/*
+ * What of a fault's cost comes after its stall, as recorded: back into the guest, and to the next touch's record. Guests touch pages right after one another often
+ * enough for the shortest times between to be that and nothing else.
+ */
+static int measure_work(struct computation *c)
+{
+	_cleanup_free_ int64_t *gaps = calloc(c->recording->touch_count + 1, sizeof *gaps);
+
+	if (!gaps)
+		return -ENOMEM;
+	size_t count = collect_gaps(c, gaps);
+	qsort(gaps, count, sizeof *gaps, compare_times);
+	c->work = count < WORK_GAPS_MIN ? 0 : smaller(gaps[count / WORK_PART], WORK_MAX_NS);
+	return 0;
+}
+
 /* ---- clocks ---- */
 
 static void set_state(struct computation *c, struct vcpu *vcpu, enum vcpu_state state)
@@ -207,19 +265,19 @@ static void go_on(struct computation *c, struct vcpu *vcpu)
 
 /*
  * A thread that runs touches memory at once, so one that is first seen now has just begun, by something that the others did: its clock is the fork's. (At the fork's
- * start that is the time itself.)
+ * start that is the time itself.) Or else it had no CPU so far.
  */
 static void see_first(struct computation *c, struct vcpu *vcpu, int64_t lost)
 {
 	vcpu->lost = lost;
-	set_clock(c, vcpu, c->leader ? fork_clock(c) : c->now - lost);
+	set_clock(c, vcpu, smaller(c->leader ? fork_clock(c) : c->now, larger(0, c->now - lost)));
 	go_on(c, vcpu);
 }
 
 /* An event of it says what it had lost. Its clock is set to now. */
 static void take_event(struct computation *c, struct vcpu *vcpu, uint64_t lost_ns)
 {
-	int64_t lost = smaller(clamp_time(lost_ns), c->now);
+	int64_t lost = clamp_time(lost_ns);
 
 	if (vcpu->state == VCPU_UNSEEN) {
 		see_first(c, vcpu, lost);
@@ -253,6 +311,7 @@ static void touch(struct computation *c, const struct point *point)
 		vcpu->idle = 0;
 		if (waits(touched)) {
 			vcpu->pending = point->index;
+			vcpu->halted = 0;
 			set_state(c, vcpu, VCPU_STALLED);
 		}
 	}
@@ -273,7 +332,13 @@ static void stall_end(struct computation *c, const struct point *point)
 	if (vcpu->state != VCPU_STALLED || vcpu->pending != point->index)
 		return;
 	vcpu->lost += c->now - clamp_time(touched->touch_ns);
+	if (vcpu->halted && clamp_time(c->recording->sleeps[vcpu->halted - 1].run_ns) > c->now) {
+		vcpu->pending = vcpu->halted - 1;
+		set_state(c, vcpu, VCPU_RUNNABLE);
+		return;
+	}
 	go_on(c, vcpu);
+	vcpu->shift -= c->work;
 }
 
 static void sleep_begin(struct computation *c, const struct point *point)
@@ -281,6 +346,11 @@ static void sleep_begin(struct computation *c, const struct point *point)
 	const struct vcpu_sleep *sleep = &c->recording->sleeps[point->index];
 	struct vcpu *vcpu = &c->vcpus[sleep->vcpu];
 
+	/* KVM has a kernel thread wait for the page, and halts the vCPU until it is there: its thread sleeps, but the guest is stalled. */
+	if (vcpu->state == VCPU_STALLED) {
+		vcpu->halted = point->index + 1;
+		return;
+	}
 	take_event(c, vcpu, sleep->lost_ns);
 	set_state(c, vcpu, VCPU_SLEEPING);
 	vcpu->pending = point->index;
@@ -364,6 +434,8 @@ int clocks_compute(const struct recording *recording, struct clocks *ret)
 
 	if (r >= 0)
 		r = make_vcpus(&c);
+	if (r >= 0)
+		r = measure_work(&c);
 	for (size_t i = 0; r >= 0 && i < c.point_count; i++)
 		take_point(&c, i);
 	free(c.points);

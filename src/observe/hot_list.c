@@ -10,8 +10,8 @@
  * time: a run without a long stall shows nothing, and where all stalls are short, raw time is further off where it is wrong (rank correlation with the
  * truth 0.96 to 0.99) than corrected time where that is (0.99 to 1.00).
  */
-#define PRIOR	      0.45
-#define PRIOR_TOUCHES 8
+#define PRIOR	      0.34
+#define PRIOR_TOUCHES 16
 
 struct entry {
 	uint64_t time_ns, raw_ns;

@@ -24,10 +24,11 @@ enum vcpu_state { WAITS, STARTS, FREE }; /* STARTS: it runs, and still has its h
 
 /* One vCPU between its first touch and its last: time in which it was free to touch, and touches, while ... */
 struct vcpu {
-	uint64_t free_ns[2]; /* [0]: no other was in a long stall, [1]: one was */
+	double free_ns[2]; /* [0]: no other was in a long stall, [1]: one was */
 	uint64_t touches[2];
 	uint64_t since[2]; /* the time of that kind until it was free */
 	uint64_t first, last;
+	uint64_t lost; /* as the last event said, with the stall behind it */
 	enum vcpu_state state;
 	bool stalled;
 	uint32_t pending; /* the touch or sleep that it is in, or was last */
@@ -152,28 +153,42 @@ static void become_free(struct measurement *m, struct vcpu *vcpu)
 	vcpu->since[1] = m->time[1];
 }
 
-static void stop(struct measurement *m, struct vcpu *vcpu)
+/*
+ * An event says what the vCPU had lost. Since the one before, it was not free for so long: it had no CPU. That comes together with others' long stalls, where
+ * the machine is so busy that whoever would serve them has none either.
+ */
+static void settle(struct measurement *m, struct vcpu *vcpu, uint64_t lost)
 {
-	if (vcpu->state == FREE) {
-		vcpu->free_ns[0] += m->time[0] - vcpu->since[0];
-		vcpu->free_ns[1] += m->time[1] - vcpu->since[1];
-	}
-	vcpu->state = WAITS;
+	double late = lost > vcpu->lost ? (double)(lost - vcpu->lost) : 0;
+
+	vcpu->lost = lost > vcpu->lost ? lost : vcpu->lost;
+	if (vcpu->state != FREE)
+		return;
+	double spent[2] = { (double)(m->time[0] - vcpu->since[0]), (double)(m->time[1] - vcpu->since[1]) };
+	double all = spent[0] + spent[1];
+	double kept = all > late ? (all - late) / all : 0;
+
+	vcpu->free_ns[0] += kept * spent[0];
+	vcpu->free_ns[1] += kept * spent[1];
+	become_free(m, vcpu);
 }
 
 static void take_touch(struct measurement *m, struct vcpu *vcpu, uint32_t index)
 {
 	const struct touch *touch = &m->recording->touches[index];
 
+	settle(m, vcpu, touch->lost_ns);
 	if (vcpu->state == FREE)
 		vcpu->touches[m->long_stalls > 0]++;
 	if (waits(touch)) {
-		stop(m, vcpu);
+		vcpu->state = WAITS;
 		vcpu->stalled = true;
 		vcpu->pending = index;
+	} else if (touch->touch_ns == vcpu->first && vcpu->state == WAITS) {
+		become_free(m, vcpu);
 	}
 	if (touch->touch_ns >= vcpu->last)
-		stop(m, vcpu);
+		vcpu->state = WAITS;
 }
 
 /* It runs again, after the touch or sleep INDEX. */
@@ -206,10 +221,12 @@ static void take_point(struct measurement *m, const struct point *point)
 		if (!vcpu->stalled || vcpu->pending != point->index)
 			break;
 		vcpu->stalled = false;
+		vcpu->lost += m->now - recording->touches[point->index].touch_ns;
 		start(m, vcpu, point->index);
 		break;
 	case ASLEEP:
-		stop(m, vcpu);
+		settle(m, vcpu, recording->sleeps[point->index].lost_ns);
+		vcpu->state = WAITS;
 		break;
 	case AWAKE:
 		start(m, vcpu, point->index);
@@ -231,9 +248,9 @@ static struct independence sum_up(const struct measurement *m)
 		const struct vcpu *vcpu = &m->vcpus[v];
 
 		sum.vcpus += vcpu->first != UINT64_MAX;
-		if (vcpu->touches[0] < RATE_TOUCHES_MIN || !vcpu->free_ns[0])
+		if (vcpu->touches[0] < RATE_TOUCHES_MIN || vcpu->free_ns[0] < 1)
 			continue;
-		sum.expected += (double)vcpu->touches[0] / (double)vcpu->free_ns[0] * (double)vcpu->free_ns[1];
+		sum.expected += (double)vcpu->touches[0] / vcpu->free_ns[0] * vcpu->free_ns[1];
 		made += (double)vcpu->touches[1];
 	}
 	if (sum.expected > 0)

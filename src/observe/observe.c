@@ -42,6 +42,18 @@ static void join_later(struct observe *observe, struct watched *watched, const s
 		watched_joined(watched, event, NULL);
 }
 
+/* What KVM tells is the touch alone: a fault of it comes as an event of its own, in the tiers that see faults under KVM. */
+static void take_touch(struct observe *observe, struct watched *watched, const struct fl_event *event)
+{
+	bool told_again = event->flags & FL_EVENT_KVM && !observe->tier->waits_by_switch;
+
+	watched_touched(watched, event, told_again);
+	if (told_again)
+		watched_joined(watched, event, NULL);
+	else
+		join_later(observe, watched, event);
+}
+
 static int take_event(void *data, void *bytes, size_t size)
 {
 	struct observe *observe = data;
@@ -61,12 +73,7 @@ static int take_event(void *data, void *bytes, size_t size)
 		join_later(observe, watched, event);
 		break;
 	case FL_EVENT_TOUCH:
-		watched_touched(watched, event);
-		/* KVM tells the faults that follow by themselves. */
-		if (event->flags & FL_EVENT_KVM)
-			watched_joined(watched, event, NULL);
-		else
-			join_later(observe, watched, event);
+		take_touch(observe, watched, event);
 		break;
 	case FL_EVENT_SLEEP:
 		watched_slept(watched, event);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "observe/join.h"
+#include "observe/window.h"
 
 struct watched *watched_new(const struct observer_fork *fork)
 {
@@ -17,6 +18,8 @@ struct watched *watched_new(const struct observer_fork *fork)
 	snprintf(watched->id, sizeof watched->id, "%.63s", fork->id);
 	watched->pid = fork->pid;
 	watched->record = fork->record;
+	watched->window_timeout_ns = fork->window_timeout_ns;
+	watched->window_settle_ns = fork->window_settle_ns;
 	watched->connected_ns = fork->connected_ns;
 	if (watched_set_regions(watched, fork->regions, fork->region_count) < 0) {
 		watched_free(watched);
@@ -117,11 +120,18 @@ static uint64_t since(const struct watched *watched, uint64_t ns)
 	return ns > watched->connected_ns ? ns - watched->connected_ns : 0;
 }
 
+/* What begins at NS can be no part of the recording's window any more: a fork that lives for days would fill the memory with it. */
+static bool is_too_late(const struct watched *watched, uint64_t ns)
+{
+	return (watched->ready_ns && ns > watched->ready_ns) ||
+	       since(watched, ns) > (watched->window_timeout_ns ?: WINDOW_TIMEOUT_NS);
+}
+
 static void record_touch(struct watched *watched, const struct fl_event *event, bool present)
 {
 	const struct observer_region *region = watched_region(watched, event->address);
 
-	if (!watched->record || !region)
+	if (!watched->record || !region || is_too_late(watched, event->touch_ns))
 		return;
 	uint64_t page_size = region->page_size;
 	struct touch touch = {
@@ -184,10 +194,10 @@ static void tell_traces(struct watched *watched, const struct fl_event *event, c
 	}
 }
 
-void watched_touched(struct watched *watched, const struct fl_event *event)
+void watched_touched(struct watched *watched, const struct fl_event *event, bool told_again)
 {
-	if (event->flags & FL_EVENT_KVM)
-		watched->kvm_touches++;
+	watched->kvm_touches += (event->flags & FL_EVENT_KVM) != 0;
+	watched->told_again += told_again;
 	(void)vcpu_of(watched, event);
 	record_touch(watched, event, true);
 }
@@ -196,7 +206,7 @@ void watched_slept(struct watched *watched, const struct fl_event *event)
 {
 	uint16_t vcpu = vcpu_of(watched, event), waker = VCPU_UNKNOWN;
 
-	if (vcpu == VCPU_UNKNOWN || !watched->record)
+	if (vcpu == VCPU_UNKNOWN || !watched->record || is_too_late(watched, event->touch_ns))
 		return;
 	for (size_t i = 0; event->waker && i < watched->thread_count; i++)
 		if (watched->threads[i].tid == event->waker)
@@ -268,7 +278,7 @@ void watched_figures(const struct watched *watched, const struct fork_stats *sta
 {
 	uint64_t joined = watched->joined;
 	/* KVM tells each touch, and then those that had to wait once more. */
-	uint64_t twice = watched->kvm_touches < watched->faults ? watched->kvm_touches : watched->faults;
+	uint64_t twice = watched->told_again < watched->faults ? watched->told_again : watched->faults;
 	uint64_t faults_among_touches = watched->awake + twice;
 
 	*ret = (struct observed_figures){

@@ -55,7 +55,7 @@ struct watched {
 
 	struct fork_stats final; /* as of the end, once it isn't attached */
 	uint64_t seen;		 /* events */
-	uint64_t kvm_touches, faults, joined, unjoined;
+	uint64_t kvm_touches, told_again, faults, joined, unjoined;
 	uint64_t awake,
 		awake_stall_ns; /* of the faults: those that the kernel's programs took for touches, as no thread slept */
 	struct histogram total, queue, source, copy, wake;
@@ -72,7 +72,8 @@ const struct observer_region *watched_region(const struct watched *watched, uint
 
 /* What EVENT says is noted. */
 void watched_thread_named(struct watched *watched, const struct fl_event *event);
-void watched_touched(struct watched *watched, const struct fl_event *event);
+/* TOLD_AGAIN: if it is a fault, that comes as an event of its own. */
+void watched_touched(struct watched *watched, const struct fl_event *event, bool told_again);
 void watched_slept(struct watched *watched, const struct fl_event *event);
 void watched_faulted(struct watched *watched, const struct fl_event *event);
 /* The fault or touch, which was noted before, with what the server's STAMP says of it (NULL: there is none). */

@@ -128,6 +128,8 @@ static struct fork *fork_new(const struct fork_spec *spec, const char *id, const
 	snprintf(fork->id, sizeof fork->id, "%s", id);
 	fork->template = template_ref(template);
 	fork->record = spec->record;
+	fork->wish.window_timeout_ns = spec->window_timeout_ns;
+	fork->wish.window_settle_ns = spec->window_settle_ns;
 	fork->uid = spec->uid;
 	fork->prefetch = spec->prefetch;
 	if (spec->prefetch != PREFETCH_OFF) {
@@ -245,7 +247,9 @@ void fork_connected(struct server *server, struct fork *fork)
 	log_info(fork->session->name, "connected: pid %d, %s handshake, %zu region%s, %" PRIu64 " MiB", (int)fork->pid,
 		 fork->handshake, fork->region_count, fork->region_count == 1 ? "" : "s", size >> 20);
 
-	observing_begin(server->observer, fork->session, fork->id, fork->record || refresh_wants(fork));
+	struct recording_wish wish = fork->wish;
+	wish.record = fork->record || refresh_wants(fork);
+	observing_begin(server->observer, fork->session, fork->id, &wish);
 	/* The kernel's recording needs the loop's notes beside it, also where nobody will ask for those. */
 	if (fork->session->observer && refresh_wants(fork))
 		atomic_store(&fork->session->recording, true);

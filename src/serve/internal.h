@@ -11,6 +11,7 @@
 
 #include "prefetch/engine.h"
 #include "serve/handshake.h"
+#include "serve/observing.h"
 #include "serve/pager.h"
 #include "serve/placement.h"
 #include "serve/server.h"
@@ -92,6 +93,7 @@ struct fork {
 	bool refreshed;		     /* its template's list has heard of it, or will */
 
 	bool record;
+	struct recording_wish wish; /* its window */
 	uid_t uid;
 	enum prefetch_mode prefetch;
 	enum prefetch_state prefetch_state;

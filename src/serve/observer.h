@@ -29,6 +29,8 @@ struct observer_fork {
 	pid_t pid;
 	int uffd; /* the server's; used during the call only */
 	bool record;
+	/* Of the recording's window, where they aren't the usual ones: 0 for each that is. SETTLE: UINT64_MAX is never. */
+	uint64_t window_timeout_ns, window_settle_ns;
 	uint64_t connected_ns; /* recorded times count from here */
 	const struct observer_region *regions;
 	size_t region_count;

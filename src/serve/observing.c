@@ -29,7 +29,8 @@ static struct observer_region *describe(const struct guest_memory *memory)
 	return regions;
 }
 
-void observing_begin(const struct observer *observer, struct session *s, const char *id, bool record)
+void observing_begin(const struct observer *observer, struct session *s, const char *id,
+		     const struct recording_wish *wish)
 {
 	struct guest_memory *memory = s->memory;
 
@@ -40,7 +41,9 @@ void observing_begin(const struct observer *observer, struct session *s, const c
 		.id = id,
 		.pid = s->pid,
 		.uffd = memory->fd,
-		.record = record,
+		.record = wish->record,
+		.window_timeout_ns = wish->window_timeout_ns,
+		.window_settle_ns = wish->window_settle_ns,
 		.connected_ns = s->connected_ns,
 		.regions = regions,
 		.region_count = memory->map.count,

@@ -100,6 +100,8 @@ struct fork_spec {
 	const char *template;
 	const char *id; /* NULL: made up */
 	bool record;
+	/* When the kernel's recording ends, if its guest doesn't say before that it is ready; 0: the usual. SETTLE: after so long a quiet; UINT64_MAX: not for that. */
+	uint64_t window_timeout_ns, window_settle_ns;
 	enum prefetch_mode prefetch;
 	const char *hot_list; /* absolute path; NULL: the template's own */
 	const char *dir;      /* absolute path of the directory for the socket; NULL: the run directory */

@@ -96,6 +96,15 @@ void template_info_clear(struct template_info *info)
 	*info = (struct template_info){ 0 };
 }
 
+/* Nobody would find out otherwise: there is no thread to say why it learns nothing. */
+static void warn_if_unobserved(const struct server *server, const struct template *t)
+{
+	if (t->refresh && !server->observer)
+		log_warning(NULL,
+			    "template %s: its hot list is not kept fresh, as forks are not observed: 'faultline doctor' says what that needs",
+			    t->name);
+}
+
 int server_template_add(struct server *server, const struct template_spec *spec, struct template_info *ret,
 			struct error *err)
 {
@@ -135,6 +144,7 @@ int server_template_add(struct server *server, const struct template_spec *spec,
 	keeper_lease(server->keeper, t);
 	keeper_ask(server->keeper, t);
 	log_info(NULL, "template %s added: %s", t->name, t->memory);
+	warn_if_unobserved(server, t);
 	t = NULL; /* the table's now */
 	return 0;
 }
@@ -199,8 +209,10 @@ static void load_one(struct server *server, const char *name)
 		log_error(NULL, "template %.80s of an earlier server can't be used: %s", name, err.message);
 		return;
 	}
-	if (insert(server, t) == 0)
+	if (insert(server, t) == 0) {
+		warn_if_unobserved(server, t);
 		t = NULL;
+	}
 }
 
 void server_load_templates(struct server *server)

@@ -29,8 +29,9 @@ struct observed_guest {
 	char *memory;
 	size_t pages;
 	pthread_t pager;
-	uint64_t slow_ns; /* added to each fault's source */
-	size_t hold;	  /* faults are served when so many have come; at most OBSERVED_GUEST_HELD_MAX */
+	uint64_t window_timeout_ns; /* of its recording; 0: the usual one */
+	uint64_t slow_ns;	    /* added to each fault's source */
+	size_t hold;		    /* faults are served when so many have come; at most OBSERVED_GUEST_HELD_MAX */
 	_Atomic uint64_t served;
 };
 
@@ -115,6 +116,7 @@ static inline void observed_guest_start(struct observed_guest *g, struct observe
 				      .pid = getpid(),
 				      .uffd = g->uffd,
 				      .record = record,
+				      .window_timeout_ns = g->window_timeout_ns,
 				      .connected_ns = now_ns(),
 				      .regions = &region,
 				      .region_count = 1 };

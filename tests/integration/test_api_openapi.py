@@ -106,8 +106,9 @@ def check_common_refusals(document, checker):
 def wrong_values(schema):
     """Values of types that the member can't have."""
     kind = schema.get("type") or "string"
-    values = [None, [], {}, 1.5]
-    values += {"string": [1, True, ""], "boolean": [0, "true"], "integer": ["1", True, -1, 2**32 - 1, 2**62]}[kind]
+    values = [None, [], {}]
+    values += {"string": [1.5, 1, True, ""], "boolean": [1.5, 0, "true"], "integer": [1.5, "1", True, -1, 2**32 - 1, 2**62],
+               "number": ["1", True, -0.5, 2**62]}[kind]
     return values
 
 
@@ -186,6 +187,8 @@ def check_fork_creation(checker, image):
     checker.post("/v1/forks", "bad_dir", body=dict(spec, dir="/no/such/dir"))
     checker.post("/v1/forks", "bad_member", body=dict(spec, prefetch="trickle"))
     checker.post("/v1/forks", "bad_prefetch", body=dict(spec, prefetch="stream"))
+    for window in [{"window_timeout_s": 0}, {"window_timeout_s": 86401}, {"settle_s": -1}, {"settle_s": "2"}, {"settle_s": 1e300}]:
+        checker.post("/v1/forks", "bad_member", body=dict(spec, **window))
     checker.delete(TEMPLATE, "template_in_use", name="base")
     checker.delete(FORK, name=made_up["id"])
     checker.delete(FORK, name=made_up["id"])
@@ -221,8 +224,8 @@ def check_changed_template(checker):
 
 def check_recorded_fork(checker, hot_list):
     server = checker.server
-    fork = checker.post("/v1/forks", 201, body={"template": "base", "id": "rec", "record": True, "uid": 0,
-                                                "dir": server.dir}).json
+    fork = checker.post("/v1/forks", 201, body={"template": "base", "id": "rec", "record": True, "uid": 0, "dir": server.dir,
+                                                "window_timeout_s": 3600, "settle_s": 0.5}).json
     checker.get(WAIT, "timeout", name="rec", query="?for=connected&timeout_s=0")
     checker.post(READY, "not_connected", name="rec")
     checker.post(PREFETCH, "not_connected", name="rec", body={"hot_list": hot_list})

@@ -8,6 +8,8 @@ import glob
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,8 +27,8 @@ STREAMED = {"late", "unused", "missing", "faults", "added_ms"}
 ORDERS = {"rank", "area", "lacking", "extra"}
 
 
-def bench(directory, *arguments, code=0):
-    done = subprocess.run([BINARY, "bench", "order", "--traces", f"{SOURCE}/traces", "--dir", directory, *arguments],
+def bench(directory, *arguments, code=0, binary=BINARY):
+    done = subprocess.run([binary, "bench", "order", "--traces", f"{SOURCE}/traces", "--dir", directory, *arguments],
                           capture_output=True, text=True, encoding="utf-8", stdin=subprocess.DEVNULL, timeout=RUN_S,
                           check=False)
     assert done.returncode == code, f"{arguments}: exit status {done.returncode}\n{done.stdout}{done.stderr}"
@@ -126,6 +128,32 @@ def test_bad_options(directory):
     _, stderr = bench(directory, "--traces", "/nonexistent", code=1)
     assert "/nonexistent" in stderr and "--traces" in stderr, stderr
     assert os.listdir(directory) == []
+
+
+def check_kvm_not_run(directory, reason, *arguments, binary=BINARY):
+    stdout, _ = bench(directory, "--quick", "--json", "--only", f"kvm,kvm_second,{WORKLOAD}", *arguments, binary=binary)
+    cases = json.loads(stdout)["groups"][0]["cases"]
+    assert [case["id"] for case in cases] == [f"kvm:{WORKLOAD}", f"kvm_second:{WORKLOAD}"], cases
+    for case in cases:
+        assert case["skipped"] and re.search(reason, case["skipped"]) and not case["sides"], case
+
+
+def test_kvm_not_run(directory):
+    """Guests under KVM that can't be run are said to be so; how it is where they can is tests/vm's."""
+    no_device = "/dev/kvm: |"
+    # A VMM that has a fork, and fails before it connects.
+    check_kvm_not_run(directory, f"{no_device}could not run the guest", "--tiny-vmm", "/bin/false")
+    _, stderr = bench(directory, "--only", f"kvm,{WORKLOAD}", "--tiny-vmm", f"{directory}/nothing", code=1)
+    assert f"{directory}/nothing" in stderr and "--tiny-vmm" in stderr, stderr
+    # One that isn't wanted need not be there.
+    bench(directory, "--quick", "--only", f"one,{WORKLOAD}", "--tiny-vmm", f"{directory}/nothing")
+    assert os.listdir(directory) == []
+    named = os.environ.pop("FAULTLINE_TINY_VMM", None)
+    with tempfile.TemporaryDirectory(prefix="faultline-test-order.", dir="/var/tmp") as elsewhere:
+        alone = shutil.copy(BINARY, elsewhere)
+        check_kvm_not_run(directory, f"{no_device}there is no faultline-tiny-vmm .*--tiny-vmm", binary=alone)
+    if named:
+        os.environ["FAULTLINE_TINY_VMM"] = named
 
 
 def test_interrupt(directory):

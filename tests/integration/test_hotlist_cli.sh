@@ -120,6 +120,10 @@ says 'Clock   corrected; the runs agree to 0.9700 by raw times, to -0.5000 by co
 says 'Image   8 MiB'
 says 'Memory  2 regions: 6 MiB at offset 0, 2 MiB at offset 6291456 in pages of 2 MiB'
 says '       1                 0             1.234             1.000      1      3  write    1.2345 %  present'
+# A single run agrees with nobody.
+sed 's/"runs":3/"runs":1/; s/"agreement_raw":0.97,"agreement_corrected":-0.5/"agreement_raw":0.13,"agreement_corrected":0.87/' full.json >one.json
+run 0 show one.json
+says 'Clock   corrected; while one vCPU stood still, the others touched on at 0.87 of their pace'
 run 0 show full.hpl2 --limit 1
 says "… and 2 more; '--limit all' prints them all"
 run 0 show full.hpl2 --json

@@ -188,12 +188,53 @@ static void touches_of_shared_memory_that_is_there_are_seen(void **state)
 	observe_free(observe);
 }
 
+/* Reads pages 0 to 9, is ready or not, and reads pages 10 to 19. The list. */
+static struct hotlist *list_of_twenty(uint64_t timeout_ns, bool ready)
+{
+	struct observe *observe = observer_new(0);
+	struct observed_guest guest;
+
+	observed_guest_map(&guest, PAGES, -1);
+	guest.window_timeout_ns = timeout_ns;
+	observed_guest_start(&guest, observe, "a", true);
+	observed_guest_read(&guest, 0, 10, 1);
+	if (ready)
+		guest.observer->ready(guest.observer->data, guest.fork);
+	observed_guest_read(&guest, 10, 20, 1);
+	(void)observed_guest_wait_joined(&guest, 20);
+	struct hotlist *list = kernel_list(&guest);
+	/* Later ones are in no list, and so that a fork may live for days, they aren't kept either. */
+	pthread_mutex_lock(&observe->lock);
+	assert_int_equal(observe_find(observe, guest.fork)->recording.touch_count, list->count);
+	pthread_mutex_unlock(&observe->lock);
+	observed_guest_stop(&guest);
+	observe_free(observe);
+	return list;
+}
+
+static void what_comes_after_the_window_is_not_kept(void **state)
+{
+	_cleanup_hotlist_ struct hotlist *all = list_of_twenty(0, false), *until_ready = list_of_twenty(0, true);
+	_cleanup_hotlist_ struct hotlist *none = list_of_twenty(1, false);
+	_cleanup_hotlist_ struct hotlist *long_one = list_of_twenty(86400 * NSEC_PER_SEC, true);
+
+	(void)state;
+	assert_int_equal(all->count, 20);
+	assert_int_equal(until_ready->count, 10);
+	assert_int_equal(until_ready->origin->window_end, HOT_WINDOW_READY);
+	assert_int_equal(none->count, 0);
+	assert_int_equal(none->origin->window_end, HOT_WINDOW_TIMEOUT);
+	assert_int_equal(none->origin->window_ns, 1);
+	assert_int_equal(long_one->count, 10);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(eight_threads_are_recorded_in_their_order),
 		cmocka_unit_test(sleeps_name_their_waker),
 		cmocka_unit_test(touches_of_shared_memory_that_is_there_are_seen),
+		cmocka_unit_test(what_comes_after_the_window_is_not_kept),
 	};
 
 	return harness_run(tests);

@@ -612,6 +612,50 @@ static void test_lists_say_where_they_come_from(void **state)
 	}
 }
 
+/* What `fork create` says of a recording's window comes to its observer. */
+static void test_a_recordings_window_is_what_was_asked_for(void **state)
+{
+	static const struct {
+		const char *timeout, *settle;
+		uint64_t timeout_ns, settle_ns;
+	} cases[] = {
+		{ NULL, NULL, 0, 0 },
+		{ "600", NULL, 600000000000, 0 },
+		{ "0.25", "1.5", 250000000, 1500000000 },
+		{ NULL, "0", 0, UINT64_MAX }, /* never */
+		{ "86400", "86400", 86400000000000, 86400000000000 },
+	};
+	struct test_server *server = *state;
+	struct scene scene;
+	char id[16];
+
+	set_scene(server, &scene, NULL);
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		char *args[6] = { "--record" };
+		unsigned n = 1;
+
+		if (cases[i].timeout) {
+			args[n++] = "--window-timeout";
+			args[n++] = (char *)cases[i].timeout;
+		}
+		if (cases[i].settle) {
+			args[n++] = "--settle";
+			args[n++] = (char *)cases[i].settle;
+		}
+		snprintf(id, sizeof id, "fork%zu", i);
+		fork_create(server, "base", id, args, scene.socket);
+		struct client *client = client_start(id, reading_body, &scene);
+		client_await(client, 'd');
+		assert_int_equal(fake_fork(id)->window_timeout_ns, cases[i].timeout_ns);
+		assert_int_equal(fake_fork(id)->window_settle_ns, cases[i].settle_ns);
+		client_tell(client, 'q');
+		client_join(client);
+	}
+	command_fails(server, ARGS("fork", "create", "base", "--window-timeout", "0"), 1, "window_timeout_s");
+	command_fails(server, ARGS("fork", "create", "base", "--window-timeout", "1e3"), 2, "--window-timeout");
+	command_fails(server, ARGS("fork", "create", "base", "--settle", "-1"), 2, "--settle");
+}
+
 /* ---- lists that are kept fresh ---- */
 
 static void prefetched_body(struct client_self *self, void *data)
@@ -781,6 +825,7 @@ int main(void)
 		OBSERVED(test_the_better_recording_is_taken),
 		OBSERVED(test_pages_given_back_untouched_are_not_hot),
 		OBSERVED(test_lists_say_where_they_come_from),
+		OBSERVED(test_a_recordings_window_is_what_was_asked_for),
 		OBSERVED(test_a_list_learns_from_production_forks),
 		OBSERVED(test_only_lists_that_ask_for_it_learn),
 	};

@@ -14,11 +14,14 @@
 /* How far a vCPU that waits for the others gets: what was done that long before must be done. */
 #define SIM_SLACK_NS 50000u
 #define SIM_VCPUS    8
+/* Less is not slept through. */
+#define SIM_SLEEP_MIN_NS 100000u
 
 enum sim_waiting {
 	SIM_ALONE,    /* each vCPU has its own lag */
 	SIM_SPINNING, /* one waits for all without sleeping: the kernel doesn't see it */
 	SIM_HALTING,  /* one sleeps until the one that it waits for wakes it */
+	SIM_TIMERS,   /* alone, and asleep between touches until a timer wakes it, mostly a little late */
 };
 
 enum sim_stalls { SIM_WARM, SIM_COLD, SIM_UNEVEN /* vCPU 1's pages alone are cold */ };
@@ -61,6 +64,7 @@ static inline unsigned sim_vcpu(const struct sim *sim, const struct trace_touch 
 struct sim_lane {
 	uint64_t at, end; /* its last touch's time in the trace, and its end here */
 	uint64_t lost;
+	uint64_t stalled;
 };
 
 /* The touch that has put all others back furthest, of those that a waiting one must wait for. */
@@ -69,6 +73,28 @@ struct sim_awaited {
 	uint64_t at, end;
 	uint16_t vcpu;
 };
+
+/* Until the timer that is set for a touch. That it wakes late puts nothing off but the one touch. */
+static inline uint64_t sim_sleep(struct recording *recording, struct sim_lane *lane, unsigned vcpu, uint64_t at,
+				 struct random *random)
+{
+	uint64_t due = at + lane->stalled;
+
+	if (due < lane->end + SIM_SLEEP_MIN_NS)
+		return due > lane->end ? due : lane->end;
+
+	struct vcpu_sleep sleep = {
+		.vcpu = (uint16_t)vcpu,
+		.waker = VCPU_UNKNOWN,
+		.sleep_ns = lane->end,
+		.wake_ns = due,
+		.run_ns = due + sim_heavy(random, 10e3),
+		.lost_ns = lane->lost,
+	};
+	assert_int_equal(recording_add_sleep(recording, &sleep), 0);
+	lane->lost += sleep.run_ns - sleep.wake_ns;
+	return sleep.run_ns;
+}
 
 /* When the vCPU comes to its next touch, sleeping on the way where it waits so. */
 static inline uint64_t sim_arrive(const struct sim *sim, struct recording *recording, struct sim_lane *lane,
@@ -120,7 +146,9 @@ static inline void sim_run(const struct sim *sim, const struct trace *trace, str
 				awaited = (struct sim_awaited){ lag, trace->touches[next].at, touches[next].run_ns,
 								touches[next].vcpu };
 		}
-		uint64_t start = sim_arrive(sim, recording, lane, vcpu, touch->at, &awaited);
+		uint64_t start = sim->waiting == SIM_TIMERS
+					 ? sim_sleep(recording, lane, vcpu, touch->at, &random)
+					 : sim_arrive(sim, recording, lane, vcpu, touch->at, &awaited);
 		if (sim->preempted > 0 && (double)random_below(&random, 1000000) < sim->preempted * 1e6) {
 			start += 2000000;
 			lane->lost += 2000000;
@@ -140,6 +168,7 @@ static inline void sim_run(const struct sim *sim, const struct trace *trace, str
 			.lost_ns = lane->lost,
 		};
 		lane->lost += stall;
+		lane->stalled += stall;
 		lane->at = touch->at;
 		lane->end = start + stall;
 	}

@@ -141,24 +141,111 @@ static void test_a_sleep_that_something_else_ends_counts(void **state)
 		{ SLEEP, 0, .waker = NOBODY, .at = 100, .wake = 400, .run = 430, .lost = 0 },
 		{ PRESENT, 0, .at = 440, .lost = 30, .corrected = 410 },
 	});
-	/* But not while another one was stalled and none got on: 100 to 300. */
+	/* A timer waits for nobody: whether another one is stalled meanwhile, and no third one gets on, is all the same. */
 	CHECK({
 		{ PRESENT, 0, .at = 0, .lost = 0, .corrected = 0 },
 		{ PRESENT, 1, .at = 0, .lost = 0, .corrected = 0 },
-		{ SLEEP, 0, .waker = NOBODY, .at = 50, .wake = 400, .run = 400, .lost = 0 },
-		{ TOUCH, 1, .at = 100, .run = 300, .lost = 0, .corrected = 100 },
-		{ PRESENT, 0, .at = 410, .lost = 0, .corrected = 210 },
-		{ PRESENT, 1, .at = 420, .lost = 200, .corrected = 220 },
-	});
-	/* With a third one at work all the time, it counts whole. */
-	CHECK({
-		{ PRESENT, 0, .at = 0, .lost = 0, .corrected = 0 },
-		{ PRESENT, 1, .at = 0, .lost = 0, .corrected = 0 },
-		{ PRESENT, 2, .at = 0, .lost = 0, .corrected = 0 },
 		{ SLEEP, 0, .waker = NOBODY, .at = 50, .wake = 400, .run = 400, .lost = 0 },
 		{ TOUCH, 1, .at = 100, .run = 300, .lost = 0, .corrected = 100 },
 		{ PRESENT, 0, .at = 410, .lost = 0, .corrected = 410 },
-		{ PRESENT, 2, .at = 420, .lost = 0, .corrected = 420 },
+		{ PRESENT, 1, .at = 420, .lost = 200, .corrected = 220 },
+	});
+	/* Its own stall puts a vCPU back for good: its timers are set later. */
+	CHECK({
+		{ TOUCH, 0, .at = 0, .run = 200, .lost = 0, .corrected = 0 },
+		{ SLEEP, 0, .waker = NOBODY, .at = 250, .wake = 1250, .run = 1250, .lost = 200 },
+		{ PRESENT, 0, .at = 1260, .lost = 200, .corrected = 1060 },
+	});
+}
+
+static void test_a_vcpu_that_is_halted_for_its_page_is_stalled(void **state)
+{
+	(void)state;
+	/* A kernel thread waits for the page and wakes the vCPU, which then has to get a CPU. */
+	CHECK({
+		{ TOUCH, 0, .at = 10, .run = 510, .lost = 0, .corrected = 10 },
+		{ SLEEP, 0, .waker = NOBODY, .at = 20, .wake = 520, .run = 540, .lost = 0 },
+		{ PRESENT, 0, .at = 560, .lost = 20, .corrected = 30 },
+	});
+	/* Something else woke it before, in vain. */
+	CHECK({
+		{ TOUCH, 0, .at = 10, .run = 510, .lost = 0, .corrected = 10 },
+		{ SLEEP, 0, .waker = NOBODY, .at = 20, .wake = 300, .run = 310, .lost = 0 },
+		{ PRESENT, 0, .at = 530, .lost = 0, .corrected = 30 },
+	});
+	/* The sleep that comes after it counts. */
+	CHECK({
+		{ TOUCH, 0, .at = 10, .run = 510, .lost = 0, .corrected = 10 },
+		{ SLEEP, 0, .waker = NOBODY, .at = 20, .wake = 515, .run = 515, .lost = 0 },
+		{ SLEEP, 0, .waker = NOBODY, .at = 615, .wake = 815, .run = 815, .lost = 0 },
+		{ PRESENT, 0, .at = 830, .lost = 0, .corrected = 325 },
+	});
+}
+
+static void test_a_sleep_makes_good_what_was_late(void **state)
+{
+	(void)state;
+	/* It got its CPU 20 µs late each time, and so slept less for the next timer, which had its time. */
+	CHECK({
+		{ PRESENT, 0, .at = 0, .lost = 0, .corrected = 0 },
+		{ SLEEP, 0, .waker = NOBODY, .at = 100, .wake = 400, .run = 420, .lost = 0 },
+		{ PRESENT, 0, .at = 430, .lost = 20, .corrected = 410 },
+		{ SLEEP, 0, .waker = NOBODY, .at = 440, .wake = 800, .run = 820, .lost = 20 },
+		{ PRESENT, 0, .at = 830, .lost = 40, .corrected = 810 },
+		{ SLEEP, 0, .waker = NOBODY, .at = 840, .wake = 1200, .run = 1200, .lost = 40 },
+		{ PRESENT, 0, .at = 1210, .lost = 40, .corrected = 1210 },
+	});
+	/* What it lost in between, runnable, counts as well; its stalls don't. */
+	CHECK({
+		{ TOUCH, 0, .at = 0, .run = 100, .lost = 0, .corrected = 0 },
+		{ PRESENT, 0, .at = 200, .lost = 150, .corrected = 50 },
+		{ SLEEP, 0, .waker = NOBODY, .at = 210, .wake = 610, .run = 610, .lost = 150 },
+		{ PRESENT, 0, .at = 620, .lost = 150, .corrected = 520 },
+	});
+	/* A short sleep doesn't make good a long time without a CPU: not more than its length. */
+	CHECK({
+		{ PRESENT, 0, .at = 0, .lost = 0, .corrected = 0 },
+		{ PRESENT, 0, .at = 1000, .lost = 900, .corrected = 100 },
+		{ SLEEP, 0, .waker = NOBODY, .at = 1010, .wake = 1050, .run = 1050, .lost = 900 },
+		{ PRESENT, 0, .at = 1060, .lost = 900, .corrected = 200 },
+		{ SLEEP, 0, .waker = NOBODY, .at = 1070, .wake = 2070, .run = 2070, .lost = 900 },
+		{ PRESENT, 0, .at = 2080, .lost = 900, .corrected = 2080 },
+	});
+	/* Woken by another vCPU it is where that one is, and nothing is made good. */
+	CHECK({
+		{ PRESENT, 0, .at = 0, .lost = 0, .corrected = 0 },
+		{ PRESENT, 1, .at = 0, .lost = 0, .corrected = 0 },
+		{ PRESENT, 0, .at = 300, .lost = 250, .corrected = 50 },
+		{ SLEEP, 0, .waker = 1, .at = 310, .wake = 1000, .run = 1000, .lost = 250 },
+		{ TOUCH, 1, .at = 400, .run = 900, .lost = 0, .corrected = 400 },
+		{ PRESENT, 0, .at = 1010, .lost = 250, .corrected = 510 },
+		{ PRESENT, 1, .at = 1020, .lost = 500, .corrected = 520 },
+	});
+}
+
+static void test_ticks_without_a_touch_do_not_put_a_vcpu_ahead_of_its_waker(void **state)
+{
+	(void)state;
+	/* 1 idles, with ticks, while 0 is stalled; then 0 has something for it to do. */
+	CHECK({
+		{ PRESENT, 0, .at = 0, .lost = 0, .corrected = 0 },
+		{ PRESENT, 1, .at = 0, .lost = 0, .corrected = 0 },
+		{ SLEEP, 1, .waker = NOBODY, .at = 10, .wake = 1000, .run = 1000, .lost = 0 },
+		{ TOUCH, 0, .at = 100, .run = 1500, .lost = 0, .corrected = 100 },
+		{ SLEEP, 1, .waker = 0, .at = 1010, .wake = 1600, .run = 1600, .lost = 0 },
+		{ PRESENT, 1, .at = 1610, .lost = 0, .corrected = 210 },
+		{ PRESENT, 0, .at = 1700, .lost = 1400, .corrected = 300 },
+	});
+	/* What it touched by itself stays before what it touches now, and so does the time in which it ran. */
+	CHECK({
+		{ PRESENT, 0, .at = 0, .lost = 0, .corrected = 0 },
+		{ PRESENT, 1, .at = 0, .lost = 0, .corrected = 0 },
+		{ SLEEP, 1, .waker = NOBODY, .at = 10, .wake = 1000, .run = 1000, .lost = 0 },
+		{ TOUCH, 0, .at = 100, .run = 1500, .lost = 0, .corrected = 100 },
+		{ PRESENT, 1, .at = 1005, .lost = 0, .corrected = 1005 },
+		{ SLEEP, 1, .waker = 0, .at = 1010, .wake = 1600, .run = 1600, .lost = 0 },
+		{ PRESENT, 1, .at = 1610, .lost = 0, .corrected = 1020 },
+		{ PRESENT, 0, .at = 1700, .lost = 1400, .corrected = 300 },
 	});
 }
 
@@ -205,6 +292,74 @@ static void test_a_thread_that_comes_later_starts_at_the_forks_clock(void **stat
 		{ PRESENT, 1, .at = 1005, .lost = 0, .corrected = 105 },
 		{ PRESENT, 0, .at = 1050, .lost = 900, .corrected = 150 },
 	});
+}
+
+static void test_a_thread_that_had_no_cpu_at_first_is_not_taken_for_a_late_one(void **state)
+{
+	(void)state;
+	/* 1 was there from the beginning, and runnable for 950 of its first 1000 µs. */
+	CHECK({
+		{ PRESENT, 0, .at = 10, .lost = 0, .corrected = 10 },
+		{ PRESENT, 0, .at = 1000, .lost = 0, .corrected = 1000 },
+		{ PRESENT, 1, .at = 1000, .lost = 950, .corrected = 50 },
+		{ PRESENT, 1, .at = 1100, .lost = 1000, .corrected = 100 },
+	});
+	/* Before its fork connected, a thread may have lost more than there was time since. */
+	CHECK({
+		{ PRESENT, 0, .at = 10, .lost = 5000, .corrected = 0 },
+		{ PRESENT, 0, .at = 30, .lost = 5000, .corrected = 20 },
+		{ PRESENT, 0, .at = 100, .lost = 5050, .corrected = 40 },
+	});
+}
+
+static void test_the_kernels_own_work_does_not_count(void **state)
+{
+	struct recording recording = { .touches = NULL };
+	struct clocks clocks;
+	uint64_t at = 0, own = 0;
+
+	(void)state;
+	/* A stall of 20 µs for each page, and 2 µs until the guest is back; it goes on to the next at once, but for each eighth. */
+	for (unsigned i = 0; i < 400; i++) {
+		const struct touch touch = { .offset = i * 4096, .touch_ns = at, .run_ns = at + 20 * US };
+
+		assert_int_equal(recording_add_touch(&recording, &touch), 0);
+		at += (22 + (i % 8 ? 0 : 50)) * US;
+	}
+	assert_int_equal(clocks_compute(&recording, &clocks), 0);
+	for (unsigned i = 0; i < 400; i++) {
+		assert_int_equal(clocks.corrected_ns[i], own);
+		own += i % 8 ? 0 : 50 * US;
+	}
+	clocks_clear(&clocks);
+
+	/* Too few tell nothing. */
+	recording.touch_count = 100;
+	assert_int_equal(clocks_compute(&recording, &clocks), 0);
+	assert_int_equal(clocks.corrected_ns[1], 52 * US);
+	assert_int_equal(clocks.corrected_ns[2], 54 * US);
+	clocks_clear(&clocks);
+	recording_clear(&recording);
+}
+
+static void test_times_between_faults_are_the_kernels_up_to_a_bound(void **state)
+{
+	struct recording recording = { .touches = NULL };
+	struct clocks clocks;
+
+	(void)state;
+	/* A guest that computes for 100 µs between any two of its pages. */
+	for (unsigned i = 0; i < 400; i++) {
+		const struct touch touch = { .offset = i * 4096,
+					     .touch_ns = i * 120 * US,
+					     .run_ns = (i * 120 + 20) * US };
+
+		assert_int_equal(recording_add_touch(&recording, &touch), 0);
+	}
+	assert_int_equal(clocks_compute(&recording, &clocks), 0);
+	assert_int_equal(clocks.corrected_ns[399], 399 * 95 * US);
+	clocks_clear(&clocks);
+	recording_clear(&recording);
 }
 
 static void test_events_may_come_in_any_order(void **state)
@@ -334,8 +489,14 @@ int main(void)
 		cmocka_unit_test(test_vcpus_have_clocks_of_their_own),
 		cmocka_unit_test(test_who_is_woken_has_the_wakers_clock),
 		cmocka_unit_test(test_a_sleep_that_something_else_ends_counts),
+		cmocka_unit_test(test_a_vcpu_that_is_halted_for_its_page_is_stalled),
+		cmocka_unit_test(test_a_sleep_makes_good_what_was_late),
+		cmocka_unit_test(test_ticks_without_a_touch_do_not_put_a_vcpu_ahead_of_its_waker),
 		cmocka_unit_test(test_kernel_threads_touch_by_the_forks_clock),
 		cmocka_unit_test(test_a_thread_that_comes_later_starts_at_the_forks_clock),
+		cmocka_unit_test(test_a_thread_that_had_no_cpu_at_first_is_not_taken_for_a_late_one),
+		cmocka_unit_test(test_the_kernels_own_work_does_not_count),
+		cmocka_unit_test(test_times_between_faults_are_the_kernels_up_to_a_bound),
 		cmocka_unit_test(test_events_may_come_in_any_order),
 		cmocka_unit_test(test_nonsense_gives_clocks_that_do_not_go_back),
 		cmocka_unit_test(test_any_input_is_survived),

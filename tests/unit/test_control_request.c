@@ -163,16 +163,16 @@ struct body {
 	const char *name, *path;
 	bool flag;
 	uid_t uid;
+	uint64_t time_ns;
 };
 
 static int read_body(const char *text, size_t size, struct body *body, struct error *err)
 {
 	static struct request request;
 	const struct member members[] = {
-		{ "name", MEMBER_STRING, true, &body->name },
-		{ "path", MEMBER_PATH, false, &body->path },
-		{ "flag", MEMBER_BOOL, false, &body->flag },
-		{ "uid", MEMBER_UID, false, &body->uid },
+		{ "name", MEMBER_STRING, true, &body->name },	     { "path", MEMBER_PATH, false, &body->path },
+		{ "flag", MEMBER_BOOL, false, &body->flag },	     { "uid", MEMBER_UID, false, &body->uid },
+		{ "time_s", MEMBER_SECONDS, false, &body->time_ns },
 	};
 
 	request_clear(&request);
@@ -198,7 +198,8 @@ static void assert_body_refused(const char *text, const char *code, const char *
 
 static void good_body_is_read(void **state)
 {
-	static const char text[] = " {\"uid\": 4294967294, \"name\":\"n\\u00e4\", \"path\": \"/a b\", \"flag\": true}\n";
+	static const char text[] =
+		" {\"uid\": 4294967294, \"name\":\"n\\u00e4\", \"path\": \"/a b\", \"flag\": true, \"time_s\": 1.5}\n";
 	struct body body = { 0 };
 
 	(void)state;
@@ -207,6 +208,11 @@ static void good_body_is_read(void **state)
 	assert_string_equal(body.path, "/a b");
 	assert_true(body.flag);
 	assert_int_equal(body.uid, 4294967294);
+	assert_int_equal(body.time_ns, 1500000000);
+	assert_int_equal(read_body("{\"name\":\"n\",\"time_s\":86400}", 27, &body, NULL), 0);
+	assert_int_equal(body.time_ns, 86400000000000);
+	assert_int_equal(read_body("{\"name\":\"n\",\"time_s\":0}", 23, &body, NULL), 0);
+	assert_int_equal(body.time_ns, 0);
 	read_body("", 0, &body, NULL);
 }
 
@@ -255,6 +261,10 @@ static void bad_bodies_are_refused(void **state)
 	assert_body_refused(long_path, "bad_path", "longer");
 	assert_body_refused("{\"name\":\"n\",\"flag\":1}", "bad_member", "'flag'");
 	assert_body_refused("{\"name\":\"n\",\"flag\":\"true\"}", "bad_member", "a string");
+	assert_body_refused("{\"name\":\"n\",\"time_s\":-0.1}", "bad_member", "'time_s'");
+	assert_body_refused("{\"name\":\"n\",\"time_s\":86400.1}", "bad_member", "0 to 86400");
+	assert_body_refused("{\"name\":\"n\",\"time_s\":1e300}", "bad_member", "0 to 86400");
+	assert_body_refused("{\"name\":\"n\",\"time_s\":\"1\"}", "bad_member", "a string");
 	assert_body_refused("{\"name\":\"n\",\"uid\":-1}", "bad_member", "'uid'");
 	assert_body_refused("{\"name\":\"n\",\"uid\":4294967295}", "bad_member", "4294967295");
 	assert_body_refused("{\"name\":\"n\",\"uid\":1.0}", "bad_member", "a fraction");

@@ -664,6 +664,60 @@ static void test_a_run_speaks_only_for_the_time_that_it_saw(void **state)
 	hotlist_free(list);
 }
 
+/* A fork that had its pages prefetched is ready far sooner than one that was recorded: the time says nothing then. */
+static void test_a_faster_run_that_got_as_far_speaks_for_all(void **state)
+{
+	static const uint32_t ends[] = { HOT_WINDOW_READY, HOT_WINDOW_SETTLED };
+
+	(void)state;
+	for (size_t end = 0; end < 2; end++) {
+		struct hotlist_origin recorded = { .runs = 1, .window_ns = 61 * MS, .window_end = ends[end] };
+		struct hotlist_origin fast = { .runs = 1, .window_ns = 31 * MS, .window_end = ends[end] };
+		struct hotlist_origin slow = { .runs = 1, .window_ns = 201 * MS, .window_end = ends[end] };
+		struct hotlist *list = used(0, 60, 0, 0);
+
+		assert_int_equal(hotlist_set_origin(list, &recorded), 0);
+		for (unsigned i = 1; i <= 5; i++) {
+			struct hotlist *run = used(0, 30, 0, i);
+
+			assert_int_equal(hotlist_set_origin(run, &fast), 0);
+			step(&list, run, MERGE_SAW_ALL);
+			assert_int_equal(list->count, i < 5 ? 60 : 30);
+		}
+		/* And a slower one brings in what it touched late. */
+		struct hotlist *run = used(0, 200, 0, 9);
+		assert_int_equal(hotlist_set_origin(run, &slow), 0);
+		step(&list, run, MERGE_SAW_ALL);
+		assert_int_equal(list->count, 200);
+		assert_int_equal(list->origin->window_end, ends[end]);
+		hotlist_free(list);
+	}
+}
+
+/* Where runs end otherwise than the list's did, what may have come later is left alone. */
+static void test_a_run_that_ended_sooner_speaks_for_what_it_came_to(void **state)
+{
+	struct hotlist_origin settled = { .runs = 1, .window_ns = 61 * MS, .window_end = HOT_WINDOW_SETTLED };
+	struct hotlist_origin ready = { .runs = 1, .window_ns = 11 * MS, .window_end = HOT_WINDOW_READY };
+	struct hotlist *list = used(0, 60, 0, 0);
+
+	(void)state;
+	assert_int_equal(hotlist_set_origin(list, &settled), 0);
+	for (unsigned i = 1; i <= 10; i++) {
+		/* Pages 20 to 39, in half the time. */
+		struct hotlist *run = used(20, 40, 0, i);
+
+		for (size_t k = 0; k < run->count; k++)
+			run->touches[k].raw_ns = run->touches[k].corrected_ns = (k / 2 + 1) * MS;
+		assert_int_equal(hotlist_set_origin(run, &ready), 0);
+		step(&list, run, MERGE_SAW_ALL);
+	}
+	assert_int_equal(list->count, 40);
+	for (unsigned page = 20; page < 60; page++)
+		assert_true(has(list, page));
+	hotlist_free(list);
+}
+
 static void test_what_comes_after_the_lists_window_stays_out(void **state)
 {
 	struct hotlist_origin window = { .runs = 1, .window_ns = 61 * MS };
@@ -675,6 +729,19 @@ static void test_what_comes_after_the_lists_window_stays_out(void **state)
 	assert_int_equal(result.list->count, 60);
 	assert_int_equal(result.list->origin->window_ns, 61 * MS);
 	hotlist_free(result.list);
+
+	/* But what the list has is used, however late it is touched. */
+	struct hotlist *list = hotlist_copy(old);
+	for (unsigned run = 1; run <= 6; run++) {
+		struct hotlist *slow = used(0, 60, 0, 0);
+
+		for (size_t i = 0; i < 60; i++)
+			slow->touches[i].raw_ns = slow->touches[i].corrected_ns = (3 * i + 1) * MS + run;
+		step(&list, slow, MERGE_SAW_AUTO);
+		for (unsigned page = 0; page < 60; page++)
+			assert_int_equal(touch_of(list, page)->seen, MERGE_FRESH_RUNS);
+	}
+	hotlist_free(list);
 }
 
 static void test_a_list_of_nothing_becomes_the_runs(void **state)
@@ -718,6 +785,8 @@ int main(void)
 		cmocka_unit_test(test_stray_pages_do_not_heap_up),
 		cmocka_unit_test(test_runs_that_saw_demand_faults_alone_make_nothing_sink),
 		cmocka_unit_test(test_a_run_speaks_only_for_the_time_that_it_saw),
+		cmocka_unit_test(test_a_faster_run_that_got_as_far_speaks_for_all),
+		cmocka_unit_test(test_a_run_that_ended_sooner_speaks_for_what_it_came_to),
 		cmocka_unit_test(test_what_comes_after_the_lists_window_stays_out),
 		cmocka_unit_test(test_a_list_of_nothing_becomes_the_runs),
 	};

@@ -105,7 +105,7 @@ class ByKprobe(Exact, Observed):
 
 
 class ByTracepoint(Observed):
-    """KVM tells of each touch all the same; that the VMM waits is not seen, as its faults are not the processor's."""
+    """KVM tells of each touch all the same; that the VMM waits is not seen, as its faults are not the processor's, but the server's stamps tell."""
 
     ENVIRONMENT = {"FAULTLINE_OBSERVE_TIER": "tp_btf"}
 
@@ -117,7 +117,9 @@ class ByTracepoint(Observed):
                 truth, shown, rows = seen
                 self.check_served(truth, shown)
                 self.assertEqual(kvm.order_of(rows), truth.order())
-                self.assertGreaterEqual(shown["observed"]["faults"] + shown["observed"]["present_touches"], PAGES)
+                self.assertEqual([row["present"] for row in rows], [str(int(touch["present"])) for touch in truth.first])
+                self.assertEqual(shown["observed"]["faults"], truth.end["absent"])
+                self.assertGreaterEqual(shown["observed"]["present_touches"], truth.end["pages"] - truth.end["absent"])
 
 
 if __name__ == "__main__":

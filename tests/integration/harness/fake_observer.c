@@ -81,6 +81,8 @@ static int attach(void *data, const struct observer_fork *told, observed_fork *r
 	fork->pid = told->pid;
 	fork->had_uffd = told->uffd >= 0;
 	fork->record = told->record;
+	fork->window_timeout_ns = told->window_timeout_ns;
+	fork->window_settle_ns = told->window_settle_ns;
 	fork->connected_ns = told->connected_ns;
 	copy_regions(fork, told->regions, told->region_count);
 	*ret = ++fake->fork_count;

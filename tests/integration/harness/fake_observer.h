@@ -41,7 +41,7 @@ struct fake_observer {
 		char id[80];
 		pid_t pid;
 		bool had_uffd, record;
-		uint64_t connected_ns;
+		uint64_t connected_ns, window_timeout_ns, window_settle_ns;
 		struct observer_region regions[FAKE_REGIONS_MAX];
 		_Atomic size_t region_count;
 		_Atomic unsigned moves, ready, detached, released, traces;

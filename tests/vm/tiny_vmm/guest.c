@@ -17,6 +17,7 @@ enum op {
 	OP_WAKE,
 	OP_CALL,
 	OP_INTERRUPTS,
+	OP_WORK,
 };
 
 struct guest_op {
@@ -53,6 +54,8 @@ __asm__(".pushsection .rodata.tiny_guest, \"a\", @progbits\n"
 	"	je .Lcall\n"
 	"	cmpq $9, %r11\n"
 	"	je .Linterrupts\n"
+	"	cmpq $10, %r11\n"
+	"	je .Lwork\n"
 
 	"	call .Lread_tsc\n"
 	"	movq %rax, %r8\n"
@@ -104,6 +107,10 @@ __asm__(".pushsection .rodata.tiny_guest, \"a\", @progbits\n"
 	"	subq %r8, %rax\n"
 	"	cmpq %rbx, %rax\n"
 	"	jb 1b\n"
+	"	jmp .Lnext\n"
+
+	".Lwork:	decq %rbx\n"
+	"	jg .Lwork\n"
 	"	jmp .Lnext\n"
 
 	/* The argument's low byte is the other vCPU, the rest is how many touches. */
@@ -176,7 +183,7 @@ __asm__(".pushsection .rodata.tiny_guest, \"a\", @progbits\n"
 	".popsection\n");
 
 _Static_assert(OP_AT == 3 && OP_PAUSE == 4 && OP_SPIN == 5 && OP_HALT == 6 && OP_WAKE == 7 && OP_CALL == 8 &&
-		       OP_INTERRUPTS == 9 && OP_WRITE == 1 && OP_FETCH == 2,
+		       OP_INTERRUPTS == 9 && OP_WORK == 10 && OP_WRITE == 1 && OP_FETCH == 2,
 	       "the guest's code has the numbers in it");
 _Static_assert(FIRST_UNWRITTEN == 9 && PAGE_SIZE / 8 == 512 && CHECKSUM_FACTOR == 0x9e3779b97f4a7c15ull, "and these");
 _Static_assert(GUEST_PORT == 0x10 && sizeof(struct guest_result) == 32 && sizeof(struct guest_op) == 16, "and these");
@@ -269,6 +276,8 @@ static struct guest_op translate(const struct action *action, uint64_t tsc_khz,
 		return (struct guest_op){ OP_AT, ticks };
 	case ACTION_PAUSE:
 		return (struct guest_op){ OP_PAUSE, ticks };
+	case ACTION_WORK:
+		return (struct guest_op){ OP_WORK, action->value };
 	case ACTION_SPIN:
 		return (struct guest_op){ OP_SPIN, action->value << 8 | action->other };
 	case ACTION_HALT:

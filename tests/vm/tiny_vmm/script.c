@@ -14,6 +14,7 @@ const char script_help[] = "A script has a line for each thing that a vCPU does,
 			   "  VCPU x PAGE          run what is in it: its first byte must be 0xc3 (ret)\n"
 			   "  VCPU at NS           go on no sooner than this many nanoseconds after the start\n"
 			   "  VCPU pause NS        do nothing for so long, without sleeping\n"
+			   "  VCPU work N          compute, N rounds: in whatever time it gets a processor for so long\n"
 			   "  VCPU spin OTHER N    go on when vCPU OTHER has done N touches; until then, spin\n"
 			   "  VCPU halt OTHER N    the same, halted; OTHER sends an interrupt then (--irqchip)\n"
 			   "  VCPU ready           tell the server that the guest is ready\n"
@@ -22,6 +23,7 @@ const char script_help[] = "A script has a line for each thing that a vCPU does,
 
 /* Far more than a guest of 4 GiB has pages; what it needs of memory is small. */
 #define ACTIONS_MAX (4u << 20)
+#define WORK_MAX    (1000ull * 1000 * 1000 * 1000)
 
 struct reader {
 	struct script *script;
@@ -85,6 +87,7 @@ static const struct verb {
 	{ "x", ACTION_TOUCH, TOUCH_FETCH, false, true, UINT32_MAX },
 	{ "at", ACTION_AT, 0, false, true, 1000ull * 1000 * 1000 * 1000 },
 	{ "pause", ACTION_PAUSE, 0, false, true, 1000ull * 1000 * 1000 * 1000 },
+	{ "work", ACTION_WORK, 0, false, true, WORK_MAX },
 	{ "spin", ACTION_SPIN, 0, true, true, ACTIONS_MAX },
 	{ "halt", ACTION_HALT, 0, true, true, ACTIONS_MAX },
 	{ "ready", ACTION_READY, 0, false, false, 0 },

@@ -15,6 +15,7 @@ enum action_kind {
 	ACTION_TOUCH,
 	ACTION_AT,    /* wait until VALUE ns since the start */
 	ACTION_PAUSE, /* spin for VALUE ns */
+	ACTION_WORK,  /* compute, VALUE rounds */
 	ACTION_SPIN,  /* until OTHER has done VALUE touches */
 	ACTION_HALT,  /* the same, asleep */
 	ACTION_WAKE,  /* interrupt OTHER; put in where OTHER halts for this vCPU */
