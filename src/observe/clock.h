@@ -3,8 +3,8 @@
  * reasons.
  *
  * A vCPU's clock goes with the time while it runs, and stands while it waits for a page or is runnable and does not run. Over a sleep, it depends
- * on who woke it: another vCPU of the fork, then it becomes at least the waker's; something else, then the sleep counts, less the time in which no
- * vCPU of the fork got on. A touch in the name of no vCPU has the fork's clock, that of the vCPU which is furthest.
+ * on who woke it: another vCPU of the fork, then it becomes at least the waker's; something else, then the sleep counts, and makes good what
+ * the vCPU was late. A touch in the name of no vCPU has the fork's clock, that of the vCPU which is furthest.
  *
  * Recordings may be nonsense (times that go back, sleeps that overlap, events missing): no clock ever goes back, and none is ahead of the real time.
  */

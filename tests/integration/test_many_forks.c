@@ -15,7 +15,7 @@
 #define PAGES	    64ul
 #define IDLE_FORKS  1000
 #define IDLE_SIZE   (1ull << 30)
-#define IDLE_READS  8 /* pages, by each of them; hardly any twice */
+#define IDLE_READS  8		  /* pages, by each of them; hardly any twice */
 #define IDLE_MEMORY (64ull << 20) /* what so many idle forks may cost the server at most */
 
 struct guest {

@@ -70,9 +70,13 @@ static void guest_body(struct client_self *self, void *data)
 	client_require(self, scene->anonymous || madvise(region->address, region->size, MADV_DONTNEED) == 0,
 		       "madvise: %s", strerror(errno));
 	for (size_t i = 0; i < scene->touch_count; i++) {
-		/* A write that changes nothing: a read would have the kernel map the pages around it as well. */
+		/*
+		 * A write of what is there, and nothing but a write: a read would have the kernel map the pages around it as well, and what reads and
+		 * writes at once may read first (ThreadSanitizer's atomics do).
+		 */
 		if (!scene->reads)
-			__atomic_fetch_or(region->address + scene->touches[i] * PAGE, 0, __ATOMIC_RELAXED);
+			*(volatile uint64_t *)(region->address + scene->touches[i] * PAGE) =
+				test_image_word(&scene->image, scene->touches[i], 0);
 		vmm_check_page(&vmm, region, scene->touches[i]);
 	}
 	client_say(self, 'd');
