@@ -97,7 +97,8 @@ class Forks(unittest.TestCase):
 
         prefetched = self.start("prefetched", "--prefetch", "eager", "--hot-list", hot_list)
         finish(self.server.wait("prefetched", "prefetched"))
-        self.assertEqual(self.server.show("prefetched")["prefetched_pages"], before["recorded_pages"])
+        # The list has what the loop served, and what the kernel saw besides.
+        self.assertGreaterEqual(self.server.show("prefetched")["prefetched_pages"], before["recorded_pages"])
         prefetched.resume(template.state)
         self.assertEqual(prefetched.ask("answer 1"), f"1 {answer.answer(1)}")
         self.assertLess(self.server.show("prefetched")["faults"], before["faults"] / 4)
