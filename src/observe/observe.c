@@ -32,14 +32,21 @@ struct watched *observe_find(struct observe *observe, uint64_t slot)
 
 /* ---- reading ---- */
 
+static void joined(struct watched *watched, const struct fl_event *event, const struct observer_stamp *stamp)
+{
+	watched->waiting--;
+	watched_joined(watched, event, stamp);
+}
+
 /* A fault, or a touch that may turn out to be one. */
 static void join_later(struct observe *observe, struct watched *watched, const struct fl_event *event)
 {
 	const struct observer_region *region = watched_region(watched, event->address);
 	uint64_t page = region ? event->address & ~(region->page_size - 1) : event->address;
 
+	watched->waiting++;
 	if (joiner_add(observe->joiner, event, page) < 0)
-		watched_joined(watched, event, NULL);
+		joined(watched, event, NULL);
 }
 
 /* What KVM tells is the touch alone: a fault of it comes as an event of its own, in the tiers that see faults under KVM. */
@@ -88,7 +95,7 @@ static int take_event(void *data, void *bytes, size_t size)
 int observe_drain(struct observe *observe, bool all)
 {
 	struct observer_stamp stamp;
-	struct joined joined;
+	struct joined found;
 	int r = ring_buffer__consume(observe->ring);
 
 	for (unsigned i = 0; i < observe->stamp_count; i++)
@@ -96,10 +103,10 @@ int observe_drain(struct observe *observe, bool all)
 			joiner_add_stamp(observe->joiner, &stamp);
 	joiner_rewind(observe->joiner, all);
 	uint64_t now = now_ns();
-	while (joiner_next(observe->joiner, now, &joined)) {
-		struct watched *watched = observe_find(observe, joined.event.fork);
+	while (joiner_next(observe->joiner, now, &found)) {
+		struct watched *watched = observe_find(observe, found.event.fork);
 		if (watched)
-			watched_joined(watched, &joined.event, joined.stamp);
+			joined(watched, &found.event, found.stamp);
 	}
 	return r;
 }

@@ -372,7 +372,8 @@ static ssize_t trace_read(void *data, struct observed_touch *ret, size_t max, ui
 
 	LOCK_SCOPE(trace->lock);
 	while (trace->read == trace->written) {
-		if (!trace->watched || !trace->watched->attached)
+		/* What it touched last may wait for its stamp still: the pager may have been held up with it. */
+		if (!trace->watched || (!trace->watched->attached && !trace->watched->waiting))
 			return -ESHUTDOWN;
 		if (pthread_cond_timedwait(&trace->changed, trace->lock, &deadline) == ETIMEDOUT)
 			break;

@@ -55,6 +55,7 @@ struct watched {
 
 	struct fork_stats final; /* as of the end, once it isn't attached */
 	uint64_t seen;		 /* events */
+	uint64_t waiting;	 /* of them: faults and touches that are to be joined yet */
 	uint64_t kvm_touches, told_again, faults, joined, unjoined;
 	uint64_t awake,
 		awake_stall_ns; /* of the faults: those that the kernel's programs took for touches, as no thread slept */
