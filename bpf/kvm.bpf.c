@@ -44,12 +44,12 @@ int BPF_PROG(touch_guest, struct kvm_vcpu *vcpu, unsigned long guest_address, __
 	__u64 address = BPF_CORE_READ(memory, userspace_addr) +
 			((frame - BPF_CORE_READ(memory, base_gfn)) << PAGE_SHIFT) +
 			(guest_address & ((1 << PAGE_SHIFT) - 1));
-	__u32 slot = slot_of_address(BPF_CORE_READ(kvm, mm), address);
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct thread *thread = find_thread(task);
+	__u32 slot = slot_of_address(thread, BPF_CORE_READ(kvm, mm), address);
 	if (!slot)
 		return 0;
-
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct thread *thread = touching_thread(task, slot);
+	thread = touching_thread(thread, task, slot);
 	if (!thread)
 		return 0;
 	__u64 now = bpf_ktime_get_ns();

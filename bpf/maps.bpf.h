@@ -42,12 +42,17 @@ struct range_key {
 	__u64 address;
 };
 
+struct range {
+	__u32 slot;
+	__u32 prefix; /* as in its key */
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 4194304);
 	__type(key, struct range_key);
-	__type(value, __u32);
+	__type(value, struct range);
 } ranges __weak SEC(".maps");
 
 /* The size is set when it is loaded. */
@@ -73,6 +78,8 @@ struct thread {
 	__u64 lost_before_ns; /* what that was at touch_ns */
 	__u64 ip;	      /* of the instruction that faulted */
 	__u64 ran_ns;	      /* it waited in handle_userfault, and ran again then; 0: not yet */
+	__u64 near_mm, near_address, near_mask; /* the range that it touched last, as long as NEAR_VERSION is that of all ranges */
+	__u32 near_version, near_slot;
 	__u32 slot;
 	__u32 waker;
 	__u16 cpu;
@@ -89,6 +96,8 @@ struct {
 	__type(value, struct thread);
 } threads __weak SEC(".maps");
 
+/* Changes with every change of the ranges, after it; never 0. */
+__u32 ranges_version __weak;
 /* Forks that are attached: with none, every program returns at once. */
 __u32 fork_count __weak;
 /* The reader has seen the ring empty and sleeps until it is woken. */

@@ -17,17 +17,18 @@ static __always_inline void touch(__u64 address, struct pt_regs *regs, unsigned 
 		return;
 
 	struct task_struct *task = bpf_get_current_task_btf();
-	__u32 slot = slot_of_address(task->mm, address);
+	struct thread *thread = find_thread(task);
+	__u32 slot = slot_of_address(thread, task->mm, address);
 	if (!slot)
 		return;
-	struct thread *thread = touching_thread(task, slot);
+	thread = touching_thread(thread, task, slot);
 	if (!thread)
 		return;
 	tell_pending(thread, task->pid);
 	begin_touch(thread, address, bpf_ktime_get_ns(),
 		    (IS_WRITE(code, regs) ? FL_EVENT_WRITE : 0) | (IS_FETCH(code, regs) ? FL_EVENT_FETCH : 0));
 	thread->from_user = from_user;
-	thread->ip = from_user ? PT_REGS_IP_CORE(regs) : 0;
+	thread->ip = from_user ? PT_REGS_IP(regs) : 0;
 }
 
 SEC("tp_btf/page_fault_user")

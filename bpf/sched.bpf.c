@@ -28,7 +28,7 @@ static __always_inline int preempt_count(struct task_struct *current)
 
 static __always_inline bool in_system_call(struct pt_regs *regs)
 {
-	return (long)BPF_CORE_READ(regs, orig_ax) >= 0;
+	return (long)regs->orig_ax >= 0;
 }
 #elif defined(__TARGET_ARCH_arm64)
 static __always_inline int preempt_count(struct task_struct *current)
@@ -38,7 +38,7 @@ static __always_inline int preempt_count(struct task_struct *current)
 
 static __always_inline bool in_system_call(struct pt_regs *regs)
 {
-	return BPF_CORE_READ(regs, syscallno) >= 0;
+	return regs->syscallno >= 0;
 }
 #endif
 
@@ -85,22 +85,27 @@ static __always_inline bool waits_for_page(void *context, struct task_struct *ta
 		return sleeps_in_userfault(context);
 
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
-	return !in_system_call(regs) && PT_REGS_IP_CORE(regs) == thread->ip;
+	return !in_system_call(regs) && PT_REGS_IP(regs) == thread->ip;
 }
 
 static __always_inline void leaves_cpu(void *context, bool preempted, struct task_struct *task, struct thread *thread,
-				       unsigned int state, __u64 now)
+				       unsigned int state)
 {
-	thread->off_ns = now;
 	if (preempted || !state) {
+		thread->off_ns = bpf_ktime_get_ns();
 		thread->state = THREAD_PREEMPTED;
 		return;
 	}
 	thread->wake_ns = 0;
 	thread->waker = 0;
 	if (waits_for_page(context, task, thread, state)) {
+		/* The commonest case, and nobody asks when exactly: the clock is not read for it. */
+		thread->off_ns = thread->touch_ns;
 		thread->state = THREAD_WAITS;
-	} else if (!(state & (TASK_INTERRUPTIBLE | TASK_DEAD))) {
+		return;
+	}
+	thread->off_ns = bpf_ktime_get_ns();
+	if (!(state & (TASK_INTERRUPTIBLE | TASK_DEAD))) {
 		/*
 		 * Kept from running by a lock or a disk: no sleep of the guest's, and whoever lets go of the lock has not woken it. The map's lock, above
 		 * all, which another vCPU's thread may hold.
@@ -165,7 +170,7 @@ int BPF_PROG(sched_switched, bool preempted, struct task_struct *previous, struc
 
 	struct thread *leaving = find_thread(previous);
 	if (leaving)
-		leaves_cpu(ctx, preempted, previous, leaving, state, bpf_ktime_get_ns());
+		leaves_cpu(ctx, preempted, previous, leaving, state);
 
 	struct thread *coming = find_thread(next);
 	if (coming && coming->off_ns)

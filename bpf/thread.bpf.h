@@ -14,6 +14,9 @@ static __always_inline struct fork_stats *find_fork(__u32 slot)
 
 static __always_inline struct thread *find_thread(struct task_struct *task)
 {
+	/* Most threads have never been any program's business: that costs them no call. */
+	if (bpf_core_field_exists(task->bpf_storage) && !task->bpf_storage)
+		return NULL;
 	return bpf_task_storage_get(&threads, task, NULL, 0);
 }
 
@@ -169,11 +172,11 @@ static __always_inline __u64 lost_so_far(struct task_struct *task)
 	return BPF_CORE_READ(task, sched_info.run_delay);
 }
 
-/* The current thread, about to touch memory of the fork in SLOT. */
-static __always_inline struct thread *touching_thread(struct task_struct *task, __u32 slot)
+/* The current thread, about to touch memory of the fork in SLOT; THREAD is what is known of it, or NULL. */
+static __always_inline struct thread *touching_thread(struct thread *thread, struct task_struct *task, __u32 slot)
 {
-	struct thread *thread = bpf_task_storage_get(&threads, task, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
-
+	if (!thread)
+		thread = bpf_task_storage_get(&threads, task, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (thread && thread->slot != slot) {
 		tell_pending(thread, task->pid);
 		if (!thread->slot)
@@ -195,15 +198,29 @@ static __always_inline void begin_touch(struct thread *thread, __u64 address, __
 	thread->flags = flags;
 }
 
-/* The fork that the address belongs to in the address space MM: its slot, or 0. */
-static __always_inline __u32 slot_of_address(struct mm_struct *mm, __u64 address)
+/* The fork that the address belongs to in the address space MM: its slot, or 0. THREAD, which may be NULL, most often touches where it touched last. */
+static __always_inline __u32 slot_of_address(struct thread *thread, struct mm_struct *mm, __u64 address)
 {
+	__u32 version = ranges_version;
+
+	if (thread && thread->near_version == version && thread->near_mm == (__u64)mm &&
+	    (address & thread->near_mask) == thread->near_address)
+		return thread->near_slot;
+
 	struct range_key key = {
 		.prefix = 160,
 		.mm = __builtin_bswap64((__u64)mm),
 		.address = __builtin_bswap64(address),
 	};
-	__u32 *slot = bpf_map_lookup_elem(&ranges, &key);
-
-	return slot ? *slot : 0;
+	struct range *range = bpf_map_lookup_elem(&ranges, &key);
+	if (!range)
+		return 0;
+	if (thread) {
+		thread->near_mm = (__u64)mm;
+		thread->near_mask = ~0ull << ((160 - range->prefix) & 63);
+		thread->near_address = address & thread->near_mask;
+		thread->near_slot = range->slot;
+		thread->near_version = version;
+	}
+	return range->slot;
 }

@@ -18,7 +18,7 @@ static __always_inline void enter(struct vm_fault *vmf)
 		return;
 
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct thread *thread = touching_thread(task, *slot);
+	struct thread *thread = touching_thread(find_thread(task), task, *slot);
 	if (!thread)
 		return;
 	__u64 address = BPF_CORE_READ(vmf, real_address);

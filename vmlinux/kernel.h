@@ -78,6 +78,7 @@ struct task_struct {
 	char comm[16];
 	struct sched_info sched_info;
 	__u64 start_time;
+	struct bpf_local_storage *bpf_storage;
 };
 
 struct bpf_iter__task_file {

@@ -24,6 +24,12 @@
 /* Closer ones count still where one clock's disagreement (1 - agreement) is so many times the other's; this much of both is noise. */
 #define MERGE_CLEAR 3
 #define MERGE_NOISE 2e-6
+/*
+ * Runs that stall at the same pages agree under raw time though it is wrong, and corrected time, which is estimated, differs by this much between runs though it is
+ * right: for raw time to count below that, the other disagreement has to be so many times its own.
+ */
+#define MERGE_CORRECTED_NOISE 5e-4
+#define MERGE_CLEAR_RAW	      6
 
 /* Runs whose own evidence (merge_vote.independence) is at least this don't wait for themselves, ... */
 #define MERGE_INDEPENDENT_FROM 0.3

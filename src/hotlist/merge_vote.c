@@ -152,7 +152,7 @@ static enum hot_clock agreed_clock(const struct merge_vote *vote)
 
 	if (vote->pairs && raw >= MERGE_CLEAR * corrected)
 		return HOT_CLOCK_CORRECTED;
-	if (vote->pairs && corrected >= MERGE_CLEAR * raw)
+	if (vote->pairs && corrected >= (corrected - raw < MERGE_CORRECTED_NOISE ? MERGE_CLEAR_RAW : MERGE_CLEAR) * raw)
 		return HOT_CLOCK_RAW;
 	if (!vote->pairs || fabs(raw - corrected) < MERGE_CLOSE)
 		return HOT_CLOCK_UNKNOWN;

@@ -17,10 +17,14 @@
 #include "observe/privileges.h"
 #include <observe_bpf.skel.h>
 
-/* The layout of the BPF side's struct range_key and struct thread (bpf/maps.bpf.h). */
+/* The layouts of the BPF side's structs (bpf/maps.bpf.h). */
 struct range_key {
 	uint32_t prefix, zero;
 	uint64_t mm, address;
+};
+
+struct range {
+	uint32_t slot, prefix;
 };
 
 __attribute__((format(printf, 2, 0))) static int say(enum libbpf_print_level level, const char *format, va_list ap)
@@ -285,7 +289,9 @@ static int each_prefix(uint64_t mm, uint64_t start, uint64_t end,
 
 static int set_prefix(int fd, const struct range_key *key, uint32_t slot)
 {
-	return bpf_map_update_elem(fd, key, &slot, BPF_ANY) < 0 ? -errno : 0;
+	const struct range range = { .slot = slot, .prefix = key->prefix };
+
+	return bpf_map_update_elem(fd, key, &range, BPF_ANY) < 0 ? -errno : 0;
 }
 
 static int drop_prefix(int fd, const struct range_key *key, uint32_t slot)
@@ -295,14 +301,27 @@ static int drop_prefix(int fd, const struct range_key *key, uint32_t slot)
 	return 0;
 }
 
+/* From now on no thread goes by the range that it touched last. */
+static void forget_near_ranges(struct programs *programs)
+{
+	uint32_t *version = &programs->skeleton->bss->ranges_version;
+
+	if (__atomic_add_fetch(version, 1, __ATOMIC_SEQ_CST) == 0)
+		__atomic_add_fetch(version, 1, __ATOMIC_SEQ_CST);
+}
+
 int programs_add_range(struct programs *programs, uint64_t mm, uint64_t start, uint64_t end, uint32_t slot)
 {
-	return each_prefix(mm, start, end, set_prefix, map_fd(programs->skeleton->maps.ranges), slot);
+	int r = each_prefix(mm, start, end, set_prefix, map_fd(programs->skeleton->maps.ranges), slot);
+
+	forget_near_ranges(programs);
+	return r;
 }
 
 void programs_remove_range(struct programs *programs, uint64_t mm, uint64_t start, uint64_t end)
 {
 	each_prefix(mm, start, end, drop_prefix, map_fd(programs->skeleton->maps.ranges), 0);
+	forget_near_ranges(programs);
 }
 
 /* Only where a touch begins is an event lost for good: of its end, and of sleeps, the next switch of the thread tells enough. */
