@@ -78,7 +78,8 @@ struct thread {
 	__u64 lost_before_ns; /* what that was at touch_ns */
 	__u64 ip;	      /* of the instruction that faulted */
 	__u64 ran_ns;	      /* it waited in handle_userfault, and ran again then; 0: not yet */
-	__u64 near_mm, near_address, near_mask; /* the range that it touched last, as long as NEAR_VERSION is that of all ranges */
+	__u64 near_mm, near_address,
+		near_mask; /* the range that it touched last, as long as NEAR_VERSION is that of all ranges */
 	__u32 near_version, near_slot;
 	__u32 slot;
 	__u32 waker;

@@ -47,8 +47,10 @@ class Profile(unittest.TestCase):
         _, pages = self.profile(kvm.deal(order, 2, "halt"), "--irqchip")
         listed = [page["offset"] // kvm.PAGE for page in pages]
         self.assertEqual(sorted(listed), sorted(order))
-        # Between a vCPU's clock and that of the one which wakes it are some microseconds: neighbours may change places.
-        self.assertLessEqual(max(abs(listed.index(page) - place) for place, page in enumerate(order)), 2)
+        # Between a vCPU's clock and that of the one which wakes it are some microseconds, and one that KVM lets wait without a sleep is not seen to
+        # be woken: neighbours may change places, on a loaded machine those further off.
+        moves = sum((listed.index(page) - place) ** 2 for place, page in enumerate(order))
+        self.assertGreaterEqual(1 - 6 * moves / (TOUCHED * (TOUCHED**2 - 1)), 0.98)
 
 
 if __name__ == "__main__":
