@@ -16,13 +16,25 @@
 #define BENCH_ROUNDS_MAX     99
 #define BENCH_FORKS_MAX	     20000
 
-enum bench_group { BENCH_FAULT, BENCH_PREFETCH, BENCH_IDLE, BENCH_FAIRNESS, BENCH_OBSERVE, BENCH_ORDER, BENCH_GROUPS };
+enum bench_group {
+	BENCH_FAULT,
+	BENCH_PREFETCH,
+	BENCH_IDLE,
+	BENCH_FAIRNESS,
+	BENCH_OBSERVE,
+	BENCH_ORDER,
+	BENCH_READY,
+	BENCH_GROUPS
+};
 
-/* The name on the command line and in the report: "fault", "prefetch", "idle", "fairness", "observe", "order". */
+/* The name on the command line and in the report: "fault", "prefetch", "idle", "fairness", "observe", "order", "ready". */
 const char *bench_group_name(enum bench_group group);
 
-/* The situations of the group "order", and behind them its workloads; NULL behind the last one. At most 32. */
-const char *bench_order_name(unsigned index);
+/* What some of may be asked for: the situations of the groups "order" and "ready", and the workloads of both. */
+enum bench_kind { BENCH_ORDER_SITUATION, BENCH_READY_SITUATION, BENCH_WORKLOAD, BENCH_KINDS };
+
+/* Their names; NULL behind the last one. At most 32 of a kind. */
+const char *bench_name(enum bench_kind kind, unsigned index);
 
 /* How the server's API is spoken to: the caller's, as the project has one client of it. One call at a time. */
 struct bench_api {
@@ -44,10 +56,10 @@ struct bench_options {
 	bool quick;	     /* less of everything, for a first look */
 	unsigned idle_forks; /* 0: as many as usual */
 	bool groups[BENCH_GROUPS];
-	const char *traces;   /* the directory of the project's traces, for "order" */
-	const char *tiny_vmm; /* runs guests under KVM, for "order"; NULL: it is looked for beside BINARY */
-	uint32_t only;	      /* bits of those that bench_order_name names; of a kind that has none, all are wanted */
-	unsigned streams;     /* how often each list of "order" is streamed; 0: as often as usual */
+	const char *traces;	    /* the directory of the project's traces, for "order" and "ready" */
+	const char *tiny_vmm;	    /* runs guests under KVM, for "order"; NULL: it is looked for beside BINARY */
+	uint32_t only[BENCH_KINDS]; /* bits of those that bench_name names; of a kind that has none, all are wanted */
+	unsigned streams;	    /* how often each list of "order" is streamed; 0: as often as usual */
 	const struct bench_api *api;
 	/* Says what is measured now; NULL for TEXT: that is over. May be NULL. */
 	void (*progress)(void *data, const char *text);

@@ -6,10 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const workloads[] = { "gcc-compile", "redis-get", "python-import" };
-/* Of a quick look. */
-#define WORKLOAD_QUICK 1
-
 static const struct situation situations[] = {
 	{ .id = "one", .title = "one vCPU", .vcpus = REPLAY_ONE, .cpus = 1, .runs = ORDER_RUNS_FEW, .quick = true },
 	{ .id = "one_uneven",
@@ -23,6 +19,8 @@ static const struct situation situations[] = {
 	  .vcpus = REPLAY_ONE,
 	  .cpus = 1,
 	  .slow = SLOW_REMOTE,
+	  /* An object store in the same building; a gigabit and a half. */
+	  .inject = "delay=500us,rate=200MB/s",
 	  .runs = ORDER_RUNS_FEW },
 	{ .id = "free",
 	  .title = "two vCPUs that don't wait for each other",
@@ -103,18 +101,15 @@ static const struct situation situations[] = {
 	  .kvm = true },
 };
 #define SITUATIONS (sizeof situations / sizeof *situations)
-#define WORKLOADS  (sizeof workloads / sizeof *workloads)
 /* As many touches one after another are one thread's: what an interrupt handler or a system call makes. Guests under KVM take turns. */
 #define SPREAD_BURST 32
 /* Of the trace, so much is done by a guest under KVM: a tenth of a second on a processor, and many of them where that is emulated. */
 #define KVM_TOUCHES_FULL  3000
 #define KVM_TOUCHES_QUICK 1000
 
-const char *bench_order_name(unsigned index)
+const char *order_situation_name(unsigned index)
 {
-	if (index < SITUATIONS)
-		return situations[index].id;
-	return index < SITUATIONS + WORKLOADS ? workloads[index - SITUATIONS] : NULL;
+	return index < SITUATIONS ? situations[index].id : NULL;
 }
 
 /* ---- cases ---- */
@@ -219,20 +214,9 @@ static int run_case(struct order_run *run, struct workload *whole, struct error 
 	return bench_add_case(run->bench, c, err);
 }
 
-/* Whether NAME is wanted: it is in the list, or the list has none of its kind. */
 static bool is_wanted(const struct bench *bench, unsigned index)
 {
-	unsigned first = index < SITUATIONS ? 0 : SITUATIONS,
-		 last = index < SITUATIONS ? SITUATIONS : SITUATIONS + WORKLOADS;
-	bool any = false;
-
-	for (unsigned i = first; i < last; i++)
-		any |= bench->options->only >> i & 1;
-	if (any)
-		return bench->options->only >> index & 1;
-	if (!bench->options->quick)
-		return true;
-	return index < SITUATIONS ? situations[index].quick : index == SITUATIONS + WORKLOAD_QUICK;
+	return bench_wants(bench, BENCH_ORDER_SITUATION, index, situations[index].quick);
 }
 
 static int run_workload(struct order_run *run, const char *name, struct error *err)
@@ -272,9 +256,9 @@ int bench_order(struct bench *bench, struct error *err)
 		r = bench_server_start(&bench->processes, bench->options, bench->dir, &run.server, err);
 	if (r < 0)
 		return r;
-	for (unsigned i = 0; i < WORKLOADS && r >= 0; i++)
-		if (is_wanted(bench, SITUATIONS + i))
-			r = run_workload(&run, workloads[i], err);
+	for (unsigned i = 0; workload_name(i) && r >= 0; i++)
+		if (bench_wants(bench, BENCH_WORKLOAD, i, i == WORKLOAD_QUICK))
+			r = run_workload(&run, workload_name(i), err);
 	if (r >= 0)
 		return bench_server_stop(&run.server, err);
 	bench_server_drop(&run.server);

@@ -34,6 +34,7 @@ struct situation {
 	unsigned spread; /* the trace's touches dealt out to so many vCPUs; 0: as they are */
 	unsigned cpus;	 /* that the vCPUs are pinned to; 0: as many as there are */
 	enum order_slow slow;
+	const char *inject; /* of SLOW_REMOTE: how slow, as `faultline template add --inject` takes it */
 	enum order_story story;
 	unsigned runs; /* ORDER_RUNS_… */
 	bool quick;    /* is part of a quick look */
@@ -49,6 +50,12 @@ struct workload {
 	bool has_image;		  /* the file is there */
 	struct hotlist *truth[2]; /* pages in the order of their touches */
 };
+
+/* One of a quick look, and the names of all; NULL behind the last one. */
+#define WORKLOAD_QUICK 1
+const char *workload_name(unsigned index);
+const char *order_situation_name(unsigned index);
+const char *ready_situation_name(unsigned index);
 
 int workload_load(struct bench *bench, const char *name, struct workload *ret, struct error *err);
 void workload_clear(struct workload *workload);
@@ -87,7 +94,7 @@ static inline const struct trace *order_trace(const struct order_run *run, unsig
 struct order_visit {
 	unsigned trace;	      /* 0 or 1 */
 	const char *hot_list; /* streamed; NULL: nothing is prefetched */
-	bool ahead;	      /* of a guest under KVM: it is there before the guest runs */
+	bool ahead;	      /* it is there before the guest runs */
 	bool kernel;	      /* what the kernel saw is wanted as well */
 
 	struct replay_result result;
@@ -95,6 +102,10 @@ struct order_visit {
 	struct hotlist *loop, *seen;
 };
 
+/* A guest of the run's situation that does what run TRACE of its workload did; where its memory comes from is the caller's to say. */
+struct replay_config order_replay(const struct order_run *run, unsigned trace);
+/* Wrong bytes are an error: then no figure means anything. */
+int order_check_pages(const struct replay_result *result, struct error *err);
 /* One fork, from its handshake to its end. Every page that its guest has is compared. */
 int order_visit(struct order_run *run, struct order_visit *visit, struct error *err);
 void order_visit_clear(struct order_visit *visit);
@@ -120,6 +131,8 @@ int order_write_script(const struct trace *trace, enum replay_vcpus vcpus, const
 /* The template that the situation's forks are of. Removing one that is not there is fine. */
 int order_add_template(struct order_run *run, struct error *err);
 int order_remove_template(struct order_run *run, struct error *err);
+/* Removes it, and has the image out of the page cache. -EBUSY with code not_cold where it stays there. */
+int order_make_cold(struct order_run *run, struct error *err);
 
 /* ---- lists ---- */
 
@@ -161,6 +174,9 @@ int order_record(struct order_run *run, unsigned runs, struct order_lists *lists
 int order_merge_all(struct order_run *run, struct order_lists *lists, struct bench_case *c, struct error *err);
 /* Adds a side for each order to C, with how near to the truth it is. */
 int order_judge(struct order_run *run, struct bench_case *c, const struct order_lists *lists, struct error *err);
+/* Adds to SIDE what LIST (may be NULL) is worth to a later fork: streamed, or there before it runs (AHEAD). */
+int order_add_stream(struct order_run *run, struct side *side, const struct hotlist *list, bool ahead,
+		     struct error *err);
 /* Adds what the lists are worth to a later fork. */
 int order_stream(struct order_run *run, struct bench_case *c, const struct order_lists *lists, struct error *err);
 

@@ -12,6 +12,8 @@
 #include "replay/content.h"
 #include "replay/list.h"
 
+static const char *const workloads[] = { "gcc-compile", "redis-get", "python-import" };
+
 /* Of an evicted image, so much may still be in memory. */
 #define COLD_PERMILLE 20
 
@@ -56,6 +58,11 @@ static int load_run(struct bench *bench, struct workload *w, unsigned number, st
 	else if (r >= 0)
 		w->image = TAKE_PTR(image);
 	return r < 0 ? r : trace_hot_list(w->traces[number], &w->truth[number], err);
+}
+
+const char *workload_name(unsigned index)
+{
+	return index < sizeof workloads / sizeof *workloads ? workloads[index] : NULL;
 }
 
 int workload_load(struct bench *bench, const char *name, struct workload *ret, struct error *err)

@@ -52,10 +52,10 @@ static bool list_of(const struct order_run *run, const struct order_lists *lists
 	return true;
 }
 
-static int stream_to(struct order_run *run, struct side *side, const struct hotlist *list, struct error *err)
+int order_add_stream(struct order_run *run, struct side *side, const struct hotlist *list, bool ahead, struct error *err)
 {
 	const struct hotlist *truth = run->workload->truth[1];
-	struct order_visit visit = { .trace = 1 };
+	struct order_visit visit = { .trace = 1, .ahead = ahead };
 	char path[400];
 	int r = list ? order_save(run, list, path, err) : 0;
 
@@ -93,7 +93,7 @@ static int stream_round(struct order_run *run, struct bench_case *c, const struc
 			return no_memory(err);
 		bench_show_progress(run->bench, "order: %s, %s: streaming, round %u of %u: %s", run->situation->id,
 				    run->workload->name, round + 1, rounds, side->label);
-		int r = stream_to(run, side, list, err);
+		int r = order_add_stream(run, side, list, false, err);
 		if (r < 0)
 			return error_prefix(err, r, "streamed, %s: ", side->label);
 	}

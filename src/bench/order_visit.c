@@ -10,8 +10,6 @@
 
 /* A page of vCPUs with odd numbers takes so long: a read of a disk that is busy, or of one over a network. */
 #define SLOW_ODD_SPEC "delay=200us,only=%s"
-/* An object store in the same building; a gigabit and a half. */
-#define SLOW_REMOTE_SPEC "delay=500us,rate=200MB/s"
 
 /* A recording counts as settled after two seconds of quiet. */
 #define REST_NS (2500 * NSEC_PER_MSEC)
@@ -47,7 +45,7 @@ int order_add_template(struct order_run *run, struct error *err)
 		r = workload_write_slow(w, traces, err);
 		break;
 	case SLOW_REMOTE:
-		snprintf(inject, sizeof inject, "%s", SLOW_REMOTE_SPEC);
+		snprintf(inject, sizeof inject, "%s", run->situation->inject);
 		break;
 	}
 	if (r >= 0)
@@ -58,7 +56,7 @@ int order_add_template(struct order_run *run, struct error *err)
 }
 
 /* A server keeps its templates' images mapped, and lets go of them some time after they are removed. */
-static int make_cold(struct order_run *run, struct error *err)
+int order_make_cold(struct order_run *run, struct error *err)
 {
 	uint64_t end = now_ns() + COLD_PATIENCE_NS;
 	int r = order_remove_template(run, err), waited = 0;
@@ -67,12 +65,12 @@ static int make_cold(struct order_run *run, struct error *err)
 		waited = processes_wait(&run->bench->processes, -1, COLD_AGAIN_NS, err);
 		r = waited;
 	}
-	return r < 0 ? r : order_add_template(run, err);
+	return r;
 }
 
 /* ---- the guest ---- */
 
-static int check_pages(const struct replay_result *result, struct error *err)
+int order_check_pages(const struct replay_result *result, struct error *err)
 {
 	const struct replay_wrong *wrong = &result->wrong;
 
@@ -107,7 +105,7 @@ static int live(struct order_run *run, struct order_visit *visit, struct replay_
 	int r = replay_run(guest, &visit->result, err);
 
 	if (r >= 0)
-		r = check_pages(&visit->result, err);
+		r = order_check_pages(&visit->result, err);
 	if (r < 0 || run->situation->story != STORY_LONG_LIFE || !visit->kernel)
 		return r;
 	r = processes_wait(&run->bench->processes, -1, REST_NS, err);
@@ -165,42 +163,53 @@ static unsigned choose_cpus(const struct order_run *run)
 	return wanted && wanted < there ? wanted : there;
 }
 
+struct replay_config order_replay(const struct order_run *run, unsigned trace)
+{
+	return (struct replay_config){
+		.trace = order_trace(run, trace),
+		.image = run->workload->image,
+		.seed = CONTENT_DEFAULT_SEED,
+		.vcpus = run->situation->vcpus,
+		.pace = run->situation->pace,
+		.tail = LATER_PAGES,
+		.template_path = run->workload->image_path,
+		.cpus = run->bench->cpu_list,
+		.cpu_count = choose_cpus(run),
+		.interrupt_fd = run->bench->processes.stop_fd,
+	};
+}
+
 int order_visit(struct order_run *run, struct order_visit *visit, struct error *err)
 {
 	char id[24], socket[SOCKET_PATH_SIZE];
 	struct ready ready = { run, id };
-	struct replay_config config = {
-		.trace = order_trace(run, visit->trace),
-		.image = run->workload->image,
-		.seed = CONTENT_DEFAULT_SEED,
-		.memory = run->situation->story == STORY_SECOND ? REPLAY_SHARED : REPLAY_SERVED,
-		.vcpus = run->situation->vcpus,
-		.pace = run->situation->pace,
-		.tail = LATER_PAGES,
-		.socket = socket,
-		.answers = true,
-		.cpus = run->bench->cpu_list,
-		.cpu_count = choose_cpus(run),
-		.on_ran = end_window,
-		.data = &ready,
-		.interrupt_fd = run->bench->processes.stop_fd,
-	};
+	struct replay_config config = order_replay(run, visit->trace);
 	struct bench_fork fork = {
-		.template = ORDER_TEMPLATE, .id = id, .hot_list = visit->hot_list, .stream = true, .record = true
+		.template = ORDER_TEMPLATE, .id = id, .hot_list = visit->hot_list, .stream = !visit->ahead, .record = true
 	};
 	struct replay_guest *guest = NULL;
 	int r = processes_check_stop(&run->bench->processes, err);
 
 	if (run->situation->kvm)
 		return order_visit_kvm(run, visit, err);
-	if (r >= 0 && run->situation->slow == SLOW_COLD)
-		r = make_cold(run, err);
+	if (r >= 0 && run->situation->slow == SLOW_COLD) {
+		r = order_make_cold(run, err);
+		if (r >= 0)
+			r = order_add_template(run, err);
+	}
 	if (r < 0)
 		return r;
+	config.memory = run->situation->story == STORY_SECOND ? REPLAY_SHARED : REPLAY_SERVED;
+	config.socket = socket;
+	config.answers = true;
+	config.on_ran = end_window;
+	config.data = &ready;
 	bench_fork_id(run->bench, id);
 	r = bench_server_create(&run->server, &fork, socket, err);
 	if (r >= 0)
 		r = replay_start(&config, &guest, err);
+	if (r >= 0 && visit->ahead)
+		r = bench_server_wait_fork(&run->server, id, "prefetched", NULL, err);
 	if (r >= 0)
 		r = live(run, visit, guest, err);
 	if (r >= 0)

@@ -1,4 +1,5 @@
 #include "bench/run.h"
+#include "bench/order.h"
 
 #include <errno.h>
 #include <ftw.h>
@@ -29,6 +30,7 @@ static const struct {
 	[BENCH_FAULT] = { "fault", bench_fault },	[BENCH_PREFETCH] = { "prefetch", bench_prefetch },
 	[BENCH_IDLE] = { "idle", bench_idle },		[BENCH_FAIRNESS] = { "fairness", bench_fairness },
 	[BENCH_OBSERVE] = { "observe", bench_observe }, [BENCH_ORDER] = { "order", bench_order },
+	[BENCH_READY] = { "ready", bench_ready },
 };
 
 const char *bench_group_name(enum bench_group group)
@@ -60,6 +62,24 @@ int bench_add_case(struct bench *bench, struct bench_case *c, struct error *err)
 		error_set(err, r, "bench_failed", "%s gave figures that are no numbers", c->title);
 	free(c);
 	return r;
+}
+
+const char *bench_name(enum bench_kind kind, unsigned index)
+{
+	static const char *(*const names[BENCH_KINDS])(unsigned) = {
+		[BENCH_ORDER_SITUATION] = order_situation_name,
+		[BENCH_READY_SITUATION] = ready_situation_name,
+		[BENCH_WORKLOAD] = workload_name,
+	};
+
+	return names[kind](index);
+}
+
+bool bench_wants(const struct bench *bench, enum bench_kind kind, unsigned index, bool quick)
+{
+	uint32_t only = bench->options->only[kind];
+
+	return only ? only >> index & 1 : quick || !bench->options->quick;
 }
 
 void bench_show_progress(const struct bench *bench, const char *format, ...)

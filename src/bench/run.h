@@ -30,6 +30,10 @@ int bench_idle(struct bench *bench, struct error *err);
 int bench_fairness(struct bench *bench, struct error *err);
 int bench_observe(struct bench *bench, struct error *err);
 int bench_order(struct bench *bench, struct error *err);
+int bench_ready(struct bench *bench, struct error *err);
+
+/* Whether that one is wanted; QUICK: it is part of a quick look. */
+bool bench_wants(const struct bench *bench, enum bench_kind kind, unsigned index, bool quick);
 
 void bench_show_progress(const struct bench *bench, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

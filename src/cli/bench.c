@@ -91,39 +91,58 @@ static bool choose_group(struct bench_options *options, const char *name)
 
 static int choose_groups(const struct cli_args *args, struct bench_options *options)
 {
-	/* What takes ten minutes is to be asked for. */
+	/* What takes many minutes is to be asked for. */
 	for (int group = 0; group < BENCH_GROUPS && args->argument_count == 0; group++)
-		options->groups[group] = group != BENCH_ORDER;
+		options->groups[group] = group != BENCH_ORDER && group != BENCH_READY;
 	for (int i = 0; i < args->argument_count; i++)
 		if (!choose_group(options, args->arguments[i]))
 			return cli_usage_error(args,
-					       "what is measured is 'fault', 'prefetch', 'idle', 'fairness', 'observe', 'order' or "
-					       "'all', not '%s'",
+					       "what is measured is 'fault', 'prefetch', 'idle', 'fairness', 'observe', 'order', "
+					       "'ready' or 'all', not '%s'",
 					       args->arguments[i]);
 	return EXIT_OK;
 }
 
-/* Names of situations and workloads of "order", with commas between them. */
+static bool choose_one(struct bench_options *options, const char *text, size_t length)
+{
+	bool known = false;
+
+	for (int kind = 0; kind < BENCH_KINDS; kind++) {
+		const char *name;
+
+		for (unsigned i = 0; (name = bench_name((enum bench_kind)kind, i)); i++)
+			if (strlen(name) == length && !strncmp(name, text, length)) {
+				options->only[kind] |= UINT32_C(1) << i;
+				known = true;
+			}
+	}
+	return known;
+}
+
+static void list_names(char *buffer, size_t size)
+{
+	const char *name;
+
+	*buffer = '\0';
+	for (int kind = 0; kind < BENCH_KINDS; kind++)
+		for (unsigned i = 0; (name = bench_name((enum bench_kind)kind, i)); i++)
+			snprintf(buffer + strlen(buffer), size - strlen(buffer), "%s%s", *buffer ? ", " : "", name);
+}
+
+/* Names of situations and workloads, with commas between them. */
 static int choose_only(const struct cli_args *args, struct bench_options *options)
 {
 	const char *list = cli_value(args, "only");
 
 	while (list && *list) {
 		size_t length = strcspn(list, ",");
-		const char *name;
-		unsigned i = 0;
 
-		while ((name = bench_order_name(i)) && (strlen(name) != length || strncmp(name, list, length) != 0))
-			i++;
-		if (!name) {
-			char names[512] = "";
+		if (!choose_one(options, list, length)) {
+			char names[512];
 
-			for (i = 0; (name = bench_order_name(i)); i++)
-				snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? ", " : "",
-					 name);
+			list_names(names, sizeof names);
 			return cli_usage_error(args, "--only: '%.*s' is none of %s", (int)length, list, names);
 		}
-		options->only |= UINT32_C(1) << i;
 		list += length + (list[length] == ',');
 	}
 	return EXIT_OK;
@@ -216,7 +235,7 @@ static const struct cli_option options[] = {
 	  .manual = "It takes memory images of up to 300 MiB, which the page cache should be able to keep." },
 	{ .name = "traces",
 	  .value = "DIR",
-	  .help = "where the traces are that the group 'order' replays (default: traces)",
+	  .help = "where the traces are that the groups 'order' and 'ready' replay (default: traces)",
 	  .complete = "@file" },
 	{ .name = "tiny-vmm",
 	  .value = "PATH",
@@ -224,7 +243,7 @@ static const struct cli_option options[] = {
 	  .complete = "@file" },
 	{ .name = "only",
 	  .value = "LIST",
-	  .help = "of the group 'order', these situations and workloads, like spin_uneven,redis-get",
+	  .help = "of the groups 'order' and 'ready', these situations and workloads, like spin_uneven,redis-get",
 	  .complete = "" },
 	{ .name = "json", .help = "print the report as JSON, and errors as JSON on stderr" },
 	{ .name = "markdown", .help = "print it as tables for a document" },
@@ -237,7 +256,7 @@ static const struct cli_action actions[] = {
 	  .summary = "",
 	  .options = options,
 	  .run = run,
-	  .complete = "fault prefetch idle fairness observe order all" },
+	  .complete = "fault prefetch idle fairness observe order ready all" },
 	{ 0 },
 };
 
@@ -246,13 +265,14 @@ const struct cli_command bench_command = {
 	.summary =
 		"Measures a server of its own against floors, the least that could do the same work, in the same run.",
 	.details =
-		"Groups (by default all but order, which takes ten minutes):\n"
+		"Groups (by default all but order and ready, which take ten minutes each):\n"
 		"  fault       what a demand fault costs, beside bare loops of poll, read and copy\n"
 		"  prefetch    how soon a list of pages is there, beside bare calls and plain mmap\n"
 		"  idle        what connected forks cost that do nothing\n"
 		"  fairness    many forks that fault at once\n"
 		"  observe     what watching the kernel costs, beside a server that does not\n"
 		"  order       lists of the fault loop and of the kernel, against the order in which guests touched pages\n"
+		"  ready       how soon a fork is ready: each way to get its pages, warm, cold and from a slow source\n"
 		"\n"
 		"Every page that a client reads is compared with its image. The figures decide nothing: the exit status\n"
 		"is 0 unless a byte is wrong or something could not run. Needs userfaultfd, as 'faultline serve' does.",
