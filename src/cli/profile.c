@@ -155,8 +155,12 @@ static bool mapped(pid_t thread, void *data)
 	struct profile *profile = data;
 	pid_t pid = process_of(thread);
 	struct error err;
+	bool followed = profile->pidfd >= 0 && pid == profile->pid;
 	int r = pid ? profile_look(profile, pid, &err) : 0;
 
+	/* Now, as it may end as soon as it runs again. */
+	if (pid && r >= 0 && !followed)
+		r = follow(profile, &err);
 	/* The image isn't there so far, or the process isn't any more. */
 	if (!pid || (r < 0 && (!strcmp(err.code, "not_mapped") || !strcmp(err.code, "no_process"))))
 		return true;
@@ -290,8 +294,6 @@ static int run_until_end(struct profile *profile, struct error *err)
 			*err = profile->failure;
 			return profile->failed;
 		}
-		if (profile->attached && profile->pidfd < 0)
-			r = follow(profile, err);
 		if (p[1].revents && r >= 0)
 			r = check_exit(profile, err);
 		if (p[1].revents || p[2].revents)

@@ -16,6 +16,8 @@
 #define READERS		16
 #define READS_OF_STREAM 8
 #define BYTES_OF_STREAM (256u << 10)
+/* Where a whole window's reads can be started at once, so many windows of a stream are under way. */
+#define WINDOWS_ADVISED 4
 
 struct prefetch_engine {
 	pthread_mutex_t lock; /* of all that follows but what never changes */
@@ -43,7 +45,8 @@ struct slice {
 	uint64_t left; /* pages */
 	uint64_t step; /* pages a call; 0 before the first */
 	uint64_t demands_seen;
-	bool whole;		     /* a stream's window, of which nothing is to be read with waiting */
+	bool whole;		     /* a stream's window, of which nothing is to be read with waiting, unless ... */
+	bool advised;		     /* ... the reads of all of it have been started */
 	bool waited;		     /* or would have had to */
 	struct stream_window window; /* of a stream: RUNS are its */
 };

@@ -139,13 +139,32 @@ static int put_mapped(struct worker *worker, struct prefetch_job *job, struct sl
 	return r == -EFAULT ? -EAGAIN : r;
 }
 
+/* Starts the reads of all that is left of the slice; then its pages come together, in whatever order the device likes. */
+static void advise_rest(struct prefetch_job *job, struct slice *slice)
+{
+	uint64_t at = slice->at, left = slice->left;
+
+	slice->advised = true;
+	for (size_t i = slice->run; left > 0; i++, at = 0) {
+		const struct plan_run *run = &slice->runs[i];
+		const struct region *region =
+			regions_of_page(job->memory->regions, job->memory->region_count, run->page);
+		uint64_t pages = run->count - at < left ? run->count - at : left;
+
+		source_advise(job->source, pages * region->page_size, region_image_offset(region, run->page + at));
+		left -= pages;
+	}
+}
+
 /* To the worker's buffer. -EAGAIN: that would take time, and is not for this slice. */
 static int read_pages(struct worker *worker, struct prefetch_job *job, struct slice *slice, uint64_t pages,
 		      size_t page_size, uint64_t offset)
 {
 	int r = source_read_now(job->source, worker->buffer, pages * page_size, offset);
 
-	if (r != -EAGAIN || slice->whole)
+	if (r == -EAGAIN && !slice->advised && source_can_advise(job->source))
+		advise_rest(job, slice);
+	if (r != -EAGAIN || (slice->whole && !slice->advised))
 		return r;
 	begin_waiting(worker, job, slice, pages, page_size);
 	r = source_read(job->source, worker->buffer, pages * page_size, offset);
@@ -157,7 +176,7 @@ static int put_read(struct worker *worker, struct prefetch_job *job, struct slic
 		    size_t page_size, uint64_t offset)
 {
 	int r = read_pages(worker, job, slice, pages, page_size, offset);
-	if (r == -EAGAIN && slice->whole) {
+	if (r == -EAGAIN && slice->whole && !slice->advised) {
 		leave_to_readers(worker, job, slice);
 		return 0;
 	}

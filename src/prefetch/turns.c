@@ -27,8 +27,8 @@ static bool may_have_another(const struct prefetch_engine *engine, const struct 
 		return job->working < engine->working_max;
 	if (!job->slow)
 		return job->working == job->waiting && job->working < share;
-	return job->working < (share < READS_OF_STREAM ? share : READS_OF_STREAM) &&
-	       job->waiting_bytes < BYTES_OF_STREAM;
+	unsigned most = source_can_advise(job->source) ? WINDOWS_ADVISED : READS_OF_STREAM;
+	return job->working < (share < most ? share : most) && job->waiting_bytes < BYTES_OF_STREAM;
 }
 
 void enqueue_again(struct prefetch_engine *engine, struct prefetch_job *job)
@@ -90,14 +90,14 @@ static void take_slice_of_plan(const struct prefetch_engine *engine, struct pref
 	}
 }
 
-/* Of a stream that has to be read, no more than one read. */
+/* Of a stream that has to be read, no more than one read, unless many can be started at once. */
 void take_slice(const struct prefetch_engine *engine, struct prefetch_job *job, struct slice *slice)
 {
 	if (!job->stream) {
 		take_slice_of_plan(engine, job, slice);
 		return;
 	}
-	slice->whole = !job->slow;
+	slice->whole = !job->slow || source_can_advise(job->source);
 	job->dry = !stream_take(job->stream, job->memory->states, slice->whole, &slice->window);
 	slice->runs = slice->window.runs;
 	slice->left = slice->window.count;
@@ -132,7 +132,7 @@ void begin_waiting(struct worker *worker, struct prefetch_job *job, struct slice
 	job->waiting++;
 	job->waiting_bytes += pages * page_size;
 	job->slow = slice->waited = true;
-	if (job->stream && slice->left > pages)
+	if (job->stream && slice->left > pages && !slice->advised)
 		keep_only(job, slice, pages);
 	enqueue_again(engine, job);
 	if (engine->queue)

@@ -1,6 +1,7 @@
 #include "template/io.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <liburing.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -38,6 +39,8 @@ static void read_whole(struct io_read *read)
 				       .tv_nsec = (long)(read->delay_ns % NSEC_PER_SEC) };
 		clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, NULL);
 	}
+	if (read->around_length)
+		posix_fadvise(read->fd, (off_t)read->around_offset, (off_t)read->around_length, POSIX_FADV_WILLNEED);
 	read->result = 0;
 	while (read->got < read->length) {
 		ssize_t n = pread(read->fd, (char *)read->buffer + read->got, read->length - read->got,
@@ -103,8 +106,8 @@ int io_new(unsigned depth, struct io **ret, struct error *err)
 	io->depth = depth;
 	io->event_fd = -1;
 
-	/* A delayed read takes two entries. */
-	int r = io_uring_queue_init(2 * depth, &io->ring, 0);
+	/* A read may have to wait, and others may have to be asked for before it. */
+	int r = io_uring_queue_init(3 * depth, &io->ring, 0);
 	if (r == 0) {
 		io->uring = true;
 		io_uring_ring_dontfork(&io->ring);
@@ -176,6 +179,14 @@ static void prepare(struct io *io, struct io_read *read)
 							 .tv_nsec = (long long)(read->delay_ns % NSEC_PER_SEC) };
 		io_uring_prep_timeout(sqe, &read->wait, 0, 0);
 		/* A hard link: the time-out always ends with ETIME, and the read is to go on. */
+		sqe->flags |= IOSQE_IO_HARDLINK;
+		io_uring_sqe_set_data(sqe, NULL);
+	}
+	if (read->around_length && read->got == 0) {
+		struct io_uring_sqe *sqe = take_sqe(io);
+		io_uring_prep_fadvise(sqe, read->fd, read->around_offset, (off_t)read->around_length,
+				      POSIX_FADV_WILLNEED);
+		/* Once those reads are under way, whatever becomes of them, this one finds its page among them. */
 		sqe->flags |= IOSQE_IO_HARDLINK;
 		io_uring_sqe_set_data(sqe, NULL);
 	}

@@ -20,7 +20,9 @@ struct io_read {
 	size_t length;
 	uint64_t offset;
 	uint64_t delay_ns; /* wait so long first */
-	int inject;	   /* negative errno to end with instead, or 0 */
+	uint64_t around_offset,
+		around_length; /* the device is told to bring this into the page cache as well; length 0: nothing */
+	int inject;	       /* negative errno to end with instead, or 0 */
 	void (*done)(struct io_read *read,
 		     int result); /* from io_reap; 0, or negative errno (-ENODATA: the file ends before) */
 

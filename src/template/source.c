@@ -49,6 +49,18 @@ int source_read(struct source *source, void *buffer, size_t length, uint64_t off
 	return inside ? source->ops->read(source, buffer, inside, offset) : 0;
 }
 
+bool source_can_advise(const struct source *source)
+{
+	return source->ops->advise != NULL;
+}
+
+void source_advise(struct source *source, size_t length, uint64_t offset)
+{
+	if (offset >= source->size || !source->ops->advise)
+		return;
+	source->ops->advise(source, source->size - offset < length ? (size_t)(source->size - offset) : length, offset);
+}
+
 int source_submit(struct source *source, struct io *io, struct io_read *read)
 {
 	read->length = clip(source, read->buffer, read->length, read->offset);

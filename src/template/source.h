@@ -33,6 +33,11 @@ struct source_ops {
 	int (*read_now)(struct source *source, void *buffer, size_t length, uint64_t offset);
 	/* The same, waiting as long as it takes. */
 	int (*read)(struct source *source, void *buffer, size_t length, uint64_t offset);
+	/*
+	 * Has LENGTH bytes at OFFSET, all within the image, brought into memory, without waiting for it: read_now finds them there soon. May be
+	 * NULL: nothing but a read brings them.
+	 */
+	void (*advise)(struct source *source, size_t length, uint64_t offset);
 	/* Starts READ, whose buffer, offset, length and done are set. 0 or -EBUSY. */
 	int (*submit)(struct source *source, struct io *io, struct io_read *read);
 	/*
@@ -79,6 +84,9 @@ bool source_intact(struct source *source, size_t length, uint64_t offset);
 void source_refresh(struct source *source);
 int source_read_now(struct source *source, void *buffer, size_t length, uint64_t offset);
 int source_read(struct source *source, void *buffer, size_t length, uint64_t offset);
+/* False: the source can't. */
+bool source_can_advise(const struct source *source);
+void source_advise(struct source *source, size_t length, uint64_t offset);
 int source_submit(struct source *source, struct io *io, struct io_read *read);
 /* NULL is fine. */
 void source_close(struct source *source);
