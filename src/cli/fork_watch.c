@@ -44,11 +44,10 @@ int fork_watch_start(struct fork_watch *watch, const char *run_dir, const char *
 {
 	sigset_t all, before;
 
-	*watch = (struct fork_watch){ .done = eventfd(0, EFD_CLOEXEC),
-				      .run_dir = run_dir,
-				      .id = id,
-				      .milestone = milestone,
-				      .timeout_s = timeout_s };
+	*watch = (struct fork_watch){
+		.done = eventfd(0, EFD_CLOEXEC), .run_dir = run_dir, .milestone = milestone, .timeout_s = timeout_s
+	};
+	snprintf(watch->id, sizeof watch->id, "%s", id);
 	if (watch->done < 0)
 		return error_set(err, -errno, "no_memory", "cannot wait for fork %s: %s", id, strerror(errno));
 	/* Signals are the main thread's. */

@@ -13,7 +13,8 @@ struct fork_watch {
 	pthread_t thread;
 	bool started;
 	int done; /* readable: the answer is there; -1: no watch */
-	const char *run_dir, *id, *milestone;
+	const char *run_dir, *milestone;
+	char id[72]; /* an id has 64 characters at most */
 	double timeout_s;
 	int result; /* the thread's, as long as it runs */
 	struct error err;
@@ -23,7 +24,7 @@ struct fork_watch {
 		.done = -1 \
 	}
 
-/* RUN_DIR (may be NULL) and ID must outlive the watch. MILESTONE as of `fork wait`. Must not move while it is started. */
+/* RUN_DIR (may be NULL) must outlive the watch. MILESTONE as of `fork wait`. Must not move while it is started. */
 int fork_watch_start(struct fork_watch *watch, const char *run_dir, const char *id, const char *milestone,
 		     double timeout_s, struct error *err);
 

@@ -8,8 +8,9 @@
 #include "prefetch/engine.h"
 #include "unit/image_helpers.h"
 
-#define PAGES 8192ull
-#define READS 8 /* of one fork under way at once */
+#define PAGES	8192ull
+#define READS	8 /* of one fork under way at once */
+#define WINDOWS 4 /* the same, where all reads of a window can be started */
 
 /* An image of which nothing is in memory, or all; reads of it may be held up. */
 struct held_source {
@@ -20,7 +21,9 @@ struct held_source {
 	unsigned reading, most; /* now, and at once so far */
 	bool held;
 	bool in_memory;
-	sem_t begun, let_go; /* each read, where they are held */
+	uint8_t advised[PAGES]; /* how often */
+	bool unadvised;		/* a page was waited for that nobody had started to read */
+	sem_t begun, let_go;	/* each read, where they are held */
 };
 
 static void hold(struct held_source *held)
@@ -64,6 +67,27 @@ static int held_read(struct source *source, void *buffer, size_t length, uint64_
 	return 0;
 }
 
+static void held_advise(struct source *source, size_t length, uint64_t offset)
+{
+	struct held_source *held = (struct held_source *)source;
+
+	pthread_mutex_lock(&held->lock);
+	for (uint64_t page = offset / PAGE; page < (offset + length) / PAGE; page++)
+		held->advised[page]++;
+	pthread_mutex_unlock(&held->lock);
+}
+
+static int advised_read(struct source *source, void *buffer, size_t length, uint64_t offset)
+{
+	struct held_source *held = (struct held_source *)source;
+
+	pthread_mutex_lock(&held->lock);
+	for (uint64_t page = offset / PAGE; page < (offset + length) / PAGE; page++)
+		held->unadvised |= !held->advised[page];
+	pthread_mutex_unlock(&held->lock);
+	return held_read(source, buffer, length, offset);
+}
+
 static void held_close(struct source *source)
 {
 	struct held_source *held = (struct held_source *)source;
@@ -78,6 +102,14 @@ static const struct source_ops held_ops = {
 	.name = "held",
 	.read_now = held_read_now,
 	.read = held_read,
+	.close = held_close,
+};
+
+static const struct source_ops advised_ops = {
+	.name = "advised",
+	.read_now = held_read_now,
+	.read = advised_read,
+	.advise = held_advise,
 	.close = held_close,
 };
 
@@ -250,6 +282,41 @@ static void test_neighbours_are_one_read(void **state)
 	fork_free(fork);
 }
 
+/* A source that can start reads gets those of a whole window before any of them is waited for, and few windows at a time. */
+static void test_reads_of_a_window_are_started_together(void **state)
+{
+	struct prefetch_engine *engine = engine_new(2);
+	struct fork *fork = fork_new(row(PAGES - 2, PAGES / 2, -2));
+	struct held_source *image = fork->image;
+
+	(void)state;
+	image->source.ops = &advised_ops;
+	image->held = true;
+	prefetch_engine_submit(engine, &fork->job);
+	for (unsigned i = 0; i < WINDOWS; i++)
+		sem_wait(&image->begun);
+	pthread_mutex_lock(&image->lock);
+	unsigned started = 0;
+	for (uint64_t page = 0; page < PAGES; page++)
+		started += image->advised[page];
+	pthread_mutex_unlock(&image->lock);
+	assert_int_equal(started, WINDOWS * STREAM_WINDOW);
+	/* Not to the end: there is less under way there. */
+	for (uint64_t i = WINDOWS; i < PAGES / 2 - WINDOWS * STREAM_WINDOW; i++) {
+		sem_post(&image->let_go);
+		sem_wait(&image->begun);
+	}
+	let_all_go(fork);
+	await(fork);
+	assert_false(image->unadvised);
+	assert_int_equal(image->most, WINDOWS);
+	for (uint64_t page = 0; page < PAGES; page++)
+		assert_int_equal(image->advised[page], page % 2 ? 0 : 1);
+	assert_int_equal(figures(fork).skipped, PAGES / 2);
+	prefetch_engine_free(engine);
+	fork_free(fork);
+}
+
 /* While reads are held up, a demand fault far ahead decides what is read next. */
 static void test_a_demand_fault_moves_what_is_read(void **state)
 {
@@ -416,6 +483,7 @@ int main(void)
 		cmocka_unit_test(test_every_page_in_memory),
 		cmocka_unit_test(test_reads_follow_the_list),
 		cmocka_unit_test(test_neighbours_are_one_read),
+		cmocka_unit_test(test_reads_of_a_window_are_started_together),
 		cmocka_unit_test(test_a_demand_fault_moves_what_is_read),
 		cmocka_unit_test(test_slow_forks_hold_up_no_other),
 		cmocka_unit_test(test_streams_take_turns),

@@ -301,6 +301,54 @@ static void test_not_in_memory(void **state)
 	assert_non_null(peek(image, PAGE, 4 * PAGE));
 }
 
+/* Bytes of a file of 1 MiB that are in memory. */
+static uint64_t count_resident(int fd)
+{
+	unsigned char resident[256];
+	uint64_t count = 0;
+
+	void *view = mmap(NULL, 256 * PAGE, PROT_READ, MAP_SHARED, fd, 0);
+	assert_ptr_not_equal(view, MAP_FAILED);
+	assert_int_equal(mincore(view, 256 * PAGE, resident), 0);
+	munmap(view, 256 * PAGE);
+	for (size_t i = 0; i < 256; i++)
+		count += resident[i] & 1;
+	return count * PAGE;
+}
+
+static void test_pages_around_come_as_well(void **state)
+{
+	struct image *image = *state;
+	char path[128];
+	uint8_t *buffer = malloc(256 * PAGE);
+	struct source *source;
+
+	int fd = open(scratch_path(&image->scratch, "around", path), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	assert_true(fd >= 0);
+	assert_non_null(buffer);
+	fill_image(buffer, 256 * PAGE, 0);
+	assert_int_equal(write(fd, buffer, 256 * PAGE), 256 * PAGE);
+	assert_int_equal(fsync(fd), 0);
+	assert_int_equal(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+	if (count_resident(fd)) {
+		print_message("the file system of /tmp keeps files in memory: what is not there can't be tested here\n");
+		skip();
+	}
+	assert_int_equal(source_file_new(fd, &source, NULL), 0);
+	struct image around = { .source = source, .io = image->io };
+	/* In the middle, at the beginning and at the end, where there is less around. */
+	for (uint64_t page = 128; page != 1; page = page == 128 ? 0 : page == 0 ? 255 : 1) {
+		uint64_t before = count_resident(fd);
+
+		assert_int_equal(submit_and_wait(&around, buffer, PAGE, page * PAGE), 0);
+		assert_image(buffer, PAGE, page * PAGE, 256 * PAGE);
+		uint64_t more = count_resident(fd) - before;
+		assert_true(more > PAGE && more <= 256u << 10);
+	}
+	source_close(source);
+	free(buffer);
+}
+
 /* memfd and tmpfs, where some kernels refuse RWF_NOWAIT: nothing waits for a device there. */
 static void test_image_in_memory(void **state)
 {
@@ -387,6 +435,7 @@ int main(void)
 		CASE(test_peek_when_truncated),
 		CASE(test_peek_grows_stale),
 		CASE(test_not_in_memory),
+		CASE(test_pages_around_come_as_well),
 		CASE(test_image_in_memory),
 		CASE(test_holes),
 		cmocka_unit_test(test_null_source),
