@@ -10,6 +10,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/background.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
@@ -130,6 +131,7 @@ static void *read_events(void *data)
 	unsigned idle = 0;
 
 	pthread_setname_np(pthread_self(), "observer");
+	run_in_background();
 	while (!atomic_load(&observe->stopping)) {
 		idle = look(observe) ? 0 : idle + 1;
 		if (idle < IDLE_LOOKS) {

@@ -5,12 +5,59 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/clock.h"
+
+/* Where a guest runs is asked often at first, as it has only just begun, and then less and less. */
+#define LOOK_MIN_NS (NSEC_PER_MSEC / 4)
+#define LOOK_MAX_NS (16 * NSEC_PER_MSEC)
+
+/* Where the worker had best be for JOB's next slice; with the engine's lock held. */
+static void choose_cpus(struct prefetch_engine *engine, struct prefetch_job *job, cpu_set_t *ret)
+{
+	uint64_t now = now_ns();
+
+	*ret = engine->cpus.allowed;
+	if (!job->stream || !job->find_cpus)
+		return;
+	if (now >= job->cpus.look_ns) {
+		cpu_set_t found;
+
+		CPU_ZERO(&found);
+		job->find_cpus(job, &found);
+		job->cpus.interval_ns = CPU_EQUAL(&found, &job->cpus.set) && job->cpus.interval_ns
+						? 2 * job->cpus.interval_ns
+						: LOOK_MIN_NS;
+		if (job->cpus.interval_ns > LOOK_MAX_NS)
+			job->cpus.interval_ns = LOOK_MAX_NS;
+		job->cpus.look_ns = now_ns() + job->cpus.interval_ns;
+		prefetch_cpus_move(&engine->cpus, &job->cpus, &found);
+	}
+	prefetch_cpus_choose(&engine->cpus, &job->cpus, ret);
+}
+
+static void forget_cpus(struct prefetch_engine *engine, struct prefetch_job *job)
+{
+	cpu_set_t none;
+
+	CPU_ZERO(&none);
+	prefetch_cpus_move(&engine->cpus, &job->cpus, &none);
+}
+
+static void move_to(struct worker *worker, const cpu_set_t *cpus)
+{
+	if (CPU_COUNT(cpus) == 0 || CPU_EQUAL(cpus, &worker->cpus))
+		return;
+	if (sched_setaffinity(0, sizeof *cpus, cpus) == 0)
+		worker->cpus = *cpus;
+}
+
 /* One turn for JOB: its preparation, or a slice. True: it has ended, and no other worker has anything to do with it. */
 static bool give_turn(struct worker *worker, struct prefetch_job *job)
 {
 	struct prefetch_engine *engine = worker->engine;
 	struct slice slice = { 0 };
 	bool preparing = is_unprepared(job), empty = true;
+	cpu_set_t cpus;
 	int r;
 
 	job->working++;
@@ -20,7 +67,12 @@ static bool give_turn(struct worker *worker, struct prefetch_job *job)
 		empty = slice.left == 0;
 		enqueue_again(engine, job);
 	}
+	/* This worker is at work now, and takes the next turn when it is done: another is only wanted for one that is there already. */
+	if (has_turn(engine))
+		pthread_cond_signal(&engine->wanted);
+	choose_cpus(engine, job, &cpus);
 	pthread_mutex_unlock(&engine->lock);
+	move_to(worker, &cpus);
 	r = preparing ? job->prepare(job) : work_on(worker, job, &slice);
 	pthread_mutex_lock(&engine->lock);
 
@@ -53,6 +105,7 @@ static void *worker_main(void *data)
 			continue;
 		engine->jobs--;
 		engine->streams -= job->stream != NULL;
+		forget_cpus(engine, job);
 		pthread_mutex_unlock(&engine->lock);
 		job->done(job, job->result ?: atomic_load(&job->first_error));
 		pthread_mutex_lock(&engine->lock);
@@ -71,6 +124,7 @@ static int start_worker(struct prefetch_engine *engine, struct worker *worker)
 
 	worker->engine = engine;
 	worker->buffer = buffer;
+	worker->cpus = engine->cpus.allowed;
 	int r = pthread_create(&worker->thread, NULL, worker_main, worker);
 	if (r != 0) {
 		munmap(buffer, BUFFER_SIZE);
@@ -90,6 +144,8 @@ int prefetch_engine_new(unsigned workers, struct keeper *keeper, struct prefetch
 	pthread_mutex_init(&engine->lock, NULL);
 	pthread_cond_init(&engine->wanted, NULL);
 	engine->queue_tail = &engine->queue;
+	engine->page_ns = PAGE_NS_GUESS;
+	prefetch_cpus_init(&engine->cpus);
 	engine->working_max = workers;
 	engine->keeper = keeper;
 
@@ -132,6 +188,7 @@ void prefetch_engine_submit(struct prefetch_engine *engine, struct prefetch_job 
 	job->waiting = 0;
 	job->waiting_bytes = 0;
 	job->slow = job->dry = false;
+	job->cpus = (struct guest_cpus){ 0 };
 	job->result = 0;
 	job->first_error = 0;
 
@@ -139,5 +196,6 @@ void prefetch_engine_submit(struct prefetch_engine *engine, struct prefetch_job 
 	engine->jobs++;
 	engine->streams += job->stream != NULL;
 	enqueue(engine, job);
+	pthread_cond_signal(&engine->wanted);
 	pthread_mutex_unlock(&engine->lock);
 }

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "prefetch/cpus.h"
 #include "prefetch/plan.h"
 #include "prefetch/stream.h"
 #include "template/keeper.h"
@@ -35,6 +36,8 @@ struct prefetch_job {
 	 * failed. The job is the maker's again.
 	 */
 	void (*done)(struct prefetch_job *job, int result);
+	/* The CPUs that its guest runs on, as far as they are known. Any thread; may be NULL. */
+	void (*find_cpus)(struct prefetch_job *job, cpu_set_t *ret);
 	void *data;
 
 	/* Counts so far, for whoever looks. */
@@ -49,6 +52,7 @@ struct prefetch_job {
 	bool queued;
 	bool slow;  /* what it took last was not in memory */
 	bool dry;   /* of a stream: nothing was left to be taken */
+	struct guest_cpus cpus; /* of a stream */
 	int result; /* why it is given up, or 0 */
 	_Atomic int first_error;
 	struct prefetch_job *next;

@@ -5,6 +5,9 @@
 
 #include "prefetch/engine.h"
 
+/* What a small page takes to put in, before any has been. */
+#define PAGE_NS_GUESS 2000
+
 /* A worker's buffer: one huge page, or many small ones. */
 #define BUFFER_SIZE (2u << 20)
 
@@ -27,12 +30,15 @@ struct prefetch_engine {
 	unsigned working, waiting, preparing;	  /* workers, and what they do */
 	unsigned working_max;
 	_Atomic bool stopping; /* changed under the lock */
+	struct prefetch_cpus cpus;
+	_Atomic uint64_t page_ns; /* that putting in a small page has lately taken */
 	struct keeper *keeper;
 	unsigned worker_count;
 	struct worker {
 		pthread_t thread;
 		struct prefetch_engine *engine;
 		void *buffer;
+		cpu_set_t cpus; /* that it may run on */
 		struct lease_section leasing;
 	} workers[];
 };
@@ -65,6 +71,8 @@ static inline bool is_unprepared(const struct prefetch_job *job)
 void enqueue(struct prefetch_engine *engine, struct prefetch_job *job);
 /* Puts JOB in line for another turn, where there is something left for one. */
 void enqueue_again(struct prefetch_engine *engine, struct prefetch_job *job);
+/* Whether there is a job that may have a turn now. */
+bool has_turn(const struct prefetch_engine *engine);
 /* The first job that may have a turn now, and out of line with it; or NULL. */
 struct prefetch_job *dequeue(struct prefetch_engine *engine);
 /* What the turn is for; it may be empty. */

@@ -5,9 +5,14 @@
 #include "prefetch/engine_internal.h"
 #include "prefetch/from_image.h"
 
-/* Pages a call: the pager waits for at most one call, so steps are small while the guest asks for pages, larger when it does not. */
-#define STEP_MIN 16
-#define STEP_MAX 256
+/*
+ * Pages a call: the pager waits for at most one call, so calls are short while the guest asks for pages, longer when it does not. Beside a guest
+ * that runs, how many pages that is follows from what a page has lately taken here.
+ */
+#define STEP_MIN	16
+#define STEP_MAX	256
+#define STREAM_CALL_NS	(10 * NSEC_PER_USEC)
+#define STREAM_STEP_MAX 16
 
 /* A guest that is changing its memory map lets nothing in; it does not say when that is over. */
 #define RETRY_NS (1 * NSEC_PER_MSEC)
@@ -38,14 +43,34 @@ static void tally(struct prefetch_job *job, struct slice *slice, const struct st
 	}
 }
 
+/* How many small pages go in within NS, as far as is known; at least one. */
+static uint64_t pages_in(const _Atomic uint64_t *page_ns, uint64_t ns)
+{
+	uint64_t cost = atomic_load_explicit(page_ns, memory_order_relaxed);
+	uint64_t pages = ns / (cost ?: 1);
+
+	return pages == 0 ? 1 : pages > STREAM_STEP_MAX ? STREAM_STEP_MAX : pages;
+}
+
+/* COPIED small pages have taken NS. Workers overwrite each other's news, which is no loss. */
+static void learn_page_ns(_Atomic uint64_t *page_ns, uint64_t copied, uint64_t ns)
+{
+	uint64_t before = atomic_load_explicit(page_ns, memory_order_relaxed);
+
+	atomic_store_explicit(page_ns, (before * 15 + ns / copied) / 16, memory_order_relaxed);
+}
+
 /* Pages of the current run that one call may take, chosen by whether the guest has asked for pages since the last. */
-static uint64_t choose_step(const struct prefetch_job *job, struct slice *slice, uint64_t page_size)
+static uint64_t choose_step(const struct worker *worker, const struct prefetch_job *job, struct slice *slice,
+			    uint64_t page_size)
 {
 	uint64_t demands = atomic_load_explicit(&job->memory->demands, memory_order_relaxed);
 
+	uint64_t least = job->stream ? pages_in(&worker->engine->page_ns, STREAM_CALL_NS) : STEP_MIN;
+	uint64_t most = job->stream ? STREAM_STEP_MAX : STEP_MAX;
 	if (slice->step == 0 || demands != slice->demands_seen)
-		slice->step = STEP_MIN;
-	else if (slice->step < STEP_MAX)
+		slice->step = least;
+	else if (slice->step < most)
 		slice->step *= 2;
 	slice->demands_seen = demands;
 
@@ -100,11 +125,15 @@ static int put(struct worker *worker, struct prefetch_job *job, struct slice *sl
 	uint64_t seen = guest_memory_events(memory);
 	int r = 0;
 
+	uint64_t start = now_ns();
 	guest_memory_enter(memory);
 	uint64_t absent = page_states_run(memory->states, page, pages, PAGE_ABSENT);
 	if (absent > 0)
 		r = copy_absent(worker, job, page, absent, bytes, &supply);
 	guest_memory_leave(memory);
+	if (supply.copied > 1 &&
+	    regions_of_page(memory->regions, memory->region_count, page)->page_size == HOTLIST_PAGE_SIZE)
+		learn_page_ns(&worker->engine->page_ns, supply.copied, now_ns() - start);
 
 	tally(job, slice,
 	      &(struct stream_outcome){ .copied = supply.copied, .present = supply.present, .skipped = supply.skipped });
@@ -205,7 +234,7 @@ static int step(struct worker *worker, struct prefetch_job *job, struct slice *s
 	if (skip_settled(job, slice, page, rest))
 		return 0;
 	const struct region *region = regions_of_page(memory->regions, memory->region_count, page);
-	uint64_t most = choose_step(job, slice, region->page_size);
+	uint64_t most = choose_step(worker, job, slice, region->page_size);
 	uint64_t pages = page_states_run(memory->states, page, most < rest ? most : rest, PAGE_ABSENT);
 	if (pages == 0)
 		return 0; /* it has just been settled */

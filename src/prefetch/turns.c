@@ -15,7 +15,6 @@ void enqueue(struct prefetch_engine *engine, struct prefetch_job *job)
 	job->next = NULL;
 	*engine->queue_tail = job;
 	engine->queue_tail = &job->next;
-	pthread_cond_signal(&engine->wanted);
 }
 
 /* Whether JOB may have one more worker: of a stream, one that does not wait is enough unless reads are all there is to it. */
@@ -46,6 +45,15 @@ static bool may_have_turn(const struct prefetch_engine *engine, const struct pre
 	if (job->slow && engine->waiting >= READERS)
 		return false;
 	return engine->working < engine->working_max;
+}
+
+bool has_turn(const struct prefetch_engine *engine)
+{
+	const struct prefetch_job *job = engine->queue;
+
+	while (job && !may_have_turn(engine, job))
+		job = job->next;
+	return job != NULL;
 }
 
 struct prefetch_job *dequeue(struct prefetch_engine *engine)
@@ -135,7 +143,7 @@ void begin_waiting(struct worker *worker, struct prefetch_job *job, struct slice
 	if (job->stream && slice->left > pages && !slice->advised)
 		keep_only(job, slice, pages);
 	enqueue_again(engine, job);
-	if (engine->queue)
+	if (has_turn(engine))
 		pthread_cond_signal(&engine->wanted);
 }
 
@@ -149,6 +157,6 @@ void end_waiting(struct worker *worker, struct prefetch_job *job, uint64_t bytes
 	job->waiting--;
 	job->waiting_bytes -= bytes;
 	enqueue_again(engine, job);
-	if (engine->queue)
+	if (has_turn(engine))
 		pthread_cond_signal(&engine->wanted);
 }

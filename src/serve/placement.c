@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/background.h"
 #include "base/clock.h"
 #include "serve/thread_stat.h"
 #include "serve/weights.h"
@@ -173,6 +174,7 @@ static bool assign(struct placement *placement, struct place *place)
 		}
 	if (!served)
 		return false; /* no memory, say: better from afar than not at all */
+	atomic_store_explicit(&place->session->placed, true, memory_order_relaxed);
 
 	unsigned n = session_cpus(place->session, cpus, sizeof cpus / sizeof cpus[0]);
 	for (unsigned k = 0; k < n; k++) {
@@ -274,6 +276,7 @@ static void *placement_main(void *data)
 {
 	struct placement *placement = data;
 
+	run_in_background();
 	for (;;) {
 		pthread_mutex_lock(&placement->lock);
 		bool stopping = placement->stopping;

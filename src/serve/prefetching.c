@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "serve/internal.h"
+#include "serve/thread_stat.h"
 #include "serve/vmm_talk.h"
 #include "uffd/huge.h"
 
@@ -84,6 +85,21 @@ static int prepare(struct prefetch_job *job)
 
 	return request->streamed ? make_stream(request, &request->error)
 				 : make_plan(request->path, request->session, &job->plan, &request->error);
+}
+
+static void find_cpus(struct prefetch_job *job, cpu_set_t *ret)
+{
+	struct prefetch_request *request = (struct prefetch_request *)job;
+	struct session *s = request->session;
+	int cpus[64];
+
+	/* A guest that has all its pages has no faults to be placed by, and one that waits for them does not run. */
+	thread_stat_add_running(s->pid, ret);
+	if (!atomic_load_explicit(&s->placed, memory_order_relaxed))
+		return;
+	unsigned count = session_cpus(s, cpus, sizeof cpus / sizeof cpus[0]);
+	for (unsigned i = 0; i < count; i++)
+		CPU_SET((size_t)cpus[i], ret);
 }
 
 /* ---- figures ---- */
@@ -241,6 +257,7 @@ static struct prefetch_request *request_new(struct server *server, struct fork *
 	request->job.memory = fork->session->memory;
 	request->job.source = fork->session->template->source;
 	request->job.prepare = prepare;
+	request->job.find_cpus = find_cpus;
 	request->job.lost = lost;
 	request->job.done = done;
 	return request;

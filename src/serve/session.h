@@ -42,6 +42,7 @@ struct session {
 	uint64_t connected_ns;	/* its handshake was complete; set before, too */
 
 	struct placement *placement; /* whose pagers watch it */
+	_Atomic bool placed;	     /* its pagers are those of the CPUs that it has faulted on */
 	_Atomic bool ended;	     /* nothing more is supplied */
 	_Atomic unsigned watcher_count;
 	_Atomic unsigned strays; /* faults outside the regions since the last event */

@@ -12,6 +12,8 @@
 #include <sys/inotify.h>
 #include <unistd.h>
 
+#include "base/background.h"
+
 struct keeper {
 	pthread_t thread;
 	int inotify_fd;
@@ -31,6 +33,7 @@ static void *keeper_main(void *data)
 {
 	struct keeper *keeper = data;
 
+	run_in_background();
 	pthread_mutex_lock(&keeper->lock);
 	for (;;) {
 		while (!keeper->line && !keeper->stopping)

@@ -16,6 +16,10 @@
 /* How long what was seen is believed. Looking again costs about a millisecond for a gibibyte. */
 #define BELIEVED_NS (5 * NSEC_PER_SEC)
 
+/* A look soon after another is spared where so many pages are found as they were then: forks that start one after another each ask for one. */
+#define RECENT_NS (1 * NSEC_PER_SEC)
+#define SAMPLES	  64
+
 #define PAGES_PER_LOOK 4096
 #define BITS	       64
 
@@ -25,6 +29,7 @@ struct resident_view {
 	uint64_t pages;
 	const char *address;
 	_Atomic uint64_t believed_until_ns;
+	uint64_t looked_ns; /* the refreshing thread's own */
 	_Atomic uint64_t words[]; /* a bit a page */
 };
 
@@ -105,10 +110,28 @@ static void map_resident(struct resident_view *view, uint64_t first, uint64_t co
 	}
 }
 
+/* Pages spread over the image are in memory where the view says so, and nowhere else. */
+static bool samples_hold(const struct resident_view *view)
+{
+	uint64_t step = view->pages / SAMPLES + 1;
+
+	for (uint64_t page = 0; page < view->pages; page += step) {
+		unsigned char in_memory;
+		char *address = (char *)(uintptr_t)view->address + page * view->page_size;
+
+		if (mincore(address, view->page_size, &in_memory) < 0 || (in_memory & 1) != get_bit(view, page))
+			return false;
+	}
+	return true;
+}
+
 void resident_view_refresh(struct resident_view *view)
 {
 	unsigned char vec[PAGES_PER_LOOK];
+	uint64_t now = now_ns();
 
+	if (view->looked_ns && now - view->looked_ns < RECENT_NS && samples_hold(view))
+		return;
 	for (uint64_t first = 0; first < view->pages; first += PAGES_PER_LOOK) {
 		uint64_t count = view->pages - first < PAGES_PER_LOOK ? view->pages - first : PAGES_PER_LOOK;
 		char *start = (char *)(uintptr_t)view->address + first * view->page_size;
@@ -120,6 +143,7 @@ void resident_view_refresh(struct resident_view *view)
 				set_bit(view, first + i, false);
 		map_resident(view, first, count, vec);
 	}
+	view->looked_ns = now;
 	atomic_store_explicit(&view->believed_until_ns, now_ns() + BELIEVED_NS, memory_order_release);
 }
 

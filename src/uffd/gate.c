@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 /* Some microseconds: as long as a few copies of one page. */
-#define SPINS 100
+#define SPINS 400
 
 static void relax(void)
 {
