@@ -135,6 +135,7 @@ void fork_print(const json_t *fork)
 	print_count("faults", fork, "faults");
 	print_count("  pages copied", fork, "copied_pages");
 	print_count("  pages zeroed", fork, "zeroed_pages");
+	print_count("  neighbours", fork, "neighbour_pages");
 	print_count("  pages poisoned", fork, "poisoned_pages");
 	print_count("  read from disk", fork, "slow_faults");
 	print_count("  deferred", fork, "deferred_faults");

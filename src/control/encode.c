@@ -89,6 +89,7 @@ static int encode_numbers(json_t *fork, const struct fork_info *info)
 		{ "faults", encode_count, info->faults },
 		{ "copied_pages", encode_count, info->copied_pages },
 		{ "zeroed_pages", encode_count, info->zeroed_pages },
+		{ "neighbour_pages", encode_count, info->neighbour_pages },
 		{ "prefetched_pages", encode_count, info->prefetched_pages },
 		{ "prefetch_present_pages", encode_count, info->prefetch_present_pages },
 		{ "prefetch_removed_pages", encode_count, info->prefetch_removed_pages },

@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 struct prefetch_cpus {
-	cpu_set_t allowed;		 /* to the process, when the engine was made */
+	cpu_set_t allowed;	      /* to the process, when the engine was made */
 	uint16_t guests[CPU_SETSIZE]; /* jobs whose guests run there */
 };
 

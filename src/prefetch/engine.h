@@ -50,10 +50,10 @@ struct prefetch_job {
 	unsigned working, waiting; /* workers that have a slice of it, and those of them that wait for a disk */
 	uint64_t waiting_bytes;	   /* for so many */
 	bool queued;
-	bool slow;  /* what it took last was not in memory */
-	bool dry;   /* of a stream: nothing was left to be taken */
+	bool slow;		/* what it took last was not in memory */
+	bool dry;		/* of a stream: nothing was left to be taken */
 	struct guest_cpus cpus; /* of a stream */
-	int result; /* why it is given up, or 0 */
+	int result;		/* why it is given up, or 0 */
 	_Atomic int first_error;
 	struct prefetch_job *next;
 };

@@ -174,16 +174,25 @@ void stream_begin(struct stream *s, const struct page_states *states)
 	}
 }
 
-void stream_ask(struct stream *s, uint64_t page)
+bool stream_ask(struct stream *s, uint64_t page)
 {
 	uint32_t place = *find(s, page);
 
 	if (place == NONE)
-		return;
+		return false;
 	if (settle(s, place))
 		add(&s->late, 1);
 	atomic_store_explicit(&s->guest, place + 1, memory_order_relaxed);
 	atomic_store_explicit(&s->asked, place + 1, memory_order_relaxed);
+	return true;
+}
+
+void stream_note_brought(struct stream *s, uint64_t page)
+{
+	uint32_t place = *find(s, page);
+
+	if (place != NONE && settle(s, place))
+		add(&s->prefetched, 1);
 }
 
 /* Takes as much of *FROM as there is of *N off both. */

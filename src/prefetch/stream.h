@@ -67,8 +67,10 @@ DEFINE_CLEANUP(struct stream, stream_free)
 /* Once, when stream_ask is called already or about to be: pages that are there or coming were asked for before. */
 void stream_begin(struct stream *stream, const struct page_states *states);
 
-/* PAGE, which is absent, was demanded. Any thread. */
-void stream_ask(struct stream *stream, uint64_t page);
+/* PAGE, which is absent, was demanded. Any thread. False: it is not in the list. */
+bool stream_ask(struct stream *stream, uint64_t page);
+/* PAGE was supplied before the guest had asked for it, and not by way of a window. Any thread. */
+void stream_note_brought(struct stream *stream, uint64_t page);
 
 /*
  * The next window; WHOLE: all of it, else its first page alone and those that lie beside it. Pages that need nothing any more are counted and

@@ -194,6 +194,7 @@ static bool supply_peeked(const struct demand *d, uint64_t size, uint64_t offset
 	if (supply.outcome == SUPPLY_FAILED && supply.error == -EFAULT)
 		return false; /* the image has been cut short: reading it tells */
 	settle(d, false, &supply);
+	bring_neighbours(d);
 	return true;
 }
 
@@ -217,6 +218,7 @@ static void supply_from_source(const struct demand *d, uint64_t size)
 			read.source_ns = now_ns();
 		struct supply supply = guest_memory_supply(s->memory, d->page, 1, pager->buffer, pager->wake);
 		settle(&read, false, &supply);
+		bring_neighbours(&read);
 	}
 }
 
@@ -233,7 +235,7 @@ void serve_fault(struct watcher *w, uint64_t fault_address, uint64_t read_ns)
 		return;
 	}
 
-	const struct demand d = {
+	struct demand d = {
 		.pager = pager,
 		.watcher = w,
 		.session = s,
@@ -259,7 +261,7 @@ void serve_fault(struct watcher *w, uint64_t fault_address, uint64_t read_ns)
 		supply_zero(&d);
 		return;
 	case PAGE_ABSENT:
-		session_note_demand(s, d.page);
+		d.unlisted = session_note_demand(s, d.page);
 		supply_from_source(&d, piece->page_size);
 		return;
 	}

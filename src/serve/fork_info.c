@@ -40,6 +40,7 @@ static void fill_session_info(const struct fork *fork, struct fork_info *ret)
 	ret->faults = load(&s->faults);
 	ret->copied_pages = load(&s->copied);
 	ret->zeroed_pages = load(&s->zeroed);
+	ret->neighbour_pages = load(&s->neighbours);
 	ret->poisoned_pages = load(&s->poisoned);
 	ret->deferred_faults = load(&s->deferrals);
 	ret->slow_faults = load(&s->slow);

@@ -62,6 +62,7 @@ struct demand {
 	uint64_t page;
 	uint64_t address; /* where the fault was, or where the page is now */
 	uint64_t read_ns;
+	bool unlisted;	    /* it is not in the list that is streamed to the fork */
 	uint64_t source_ns; /* the page's bytes were at hand; as read_ns where nothing had to be fetched, or nobody asks */
 };
 
@@ -108,6 +109,10 @@ void supply_zero(const struct demand *demand);
 void poison(const struct demand *demand, int error);
 /* What a supply for a demand fault came to. */
 void settle(const struct demand *demand, bool zero, const struct supply *supply);
+
+/* neighbours.c; the gate is held shared */
+/* D's page has been supplied: small pages beside it as well, where they can be had at once and are not in the fork's list. */
+void bring_neighbours(const struct demand *d);
 
 /* slow_faults.c */
 /* The page is absent and not in memory: asks the device, and goes on with other faults. */

@@ -152,6 +152,7 @@ struct fork_info {
 	uint64_t faults;		 /* demand faults read */
 	uint64_t copied_pages;		 /* by demand faults */
 	uint64_t zeroed_pages;		 /* by demand faults on removed pages */
+	uint64_t neighbour_pages;	 /* that came unasked, beside pages that the list did not have */
 	uint64_t prefetched_pages;	 /* supplied by prefetch */
 	uint64_t prefetch_present_pages; /* listed, but there already */
 	uint64_t prefetch_removed_pages; /* listed, but removed by the guest, so not brought back */

@@ -51,7 +51,7 @@ struct session {
 	/* A list that is streamed to it; set once, and freed with the memory. */
 	_Atomic(struct stream *) stream;
 
-	_Atomic uint64_t faults, copied, zeroed, poisoned, deferrals, slow;
+	_Atomic uint64_t faults, copied, zeroed, neighbours, poisoned, deferrals, slow;
 	struct histogram stall;
 
 	_Atomic bool recording;
@@ -87,11 +87,12 @@ bool session_end(struct session *session);
 /* Keeps CHILD open until the session's memory goes. -ENOSPC: there are too many. */
 int session_keep_orphan(struct session *session, int child);
 
-/* PAGE, which is absent, was demanded; the gate is held. */
-static inline void session_note_demand(struct session *session, uint64_t page)
+/* PAGE, which is absent, was demanded; the gate is held. True: a list is streamed to the fork, and has no such page. */
+static inline bool session_note_demand(struct session *session, uint64_t page)
 {
-	if (atomic_load_explicit(&session->stream, memory_order_relaxed))
-		stream_ask(atomic_load_explicit(&session->stream, memory_order_acquire), page);
+	struct stream *stream = atomic_load_explicit(&session->stream, memory_order_acquire);
+
+	return stream && !stream_ask(stream, page);
 }
 
 /* Kills the VMM: the way out wherever going on could give the guest wrong bytes, or hang it. The first reason is kept. */

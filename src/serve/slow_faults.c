@@ -11,6 +11,7 @@ struct slow_fault {
 	struct pager *pager;
 	struct session *session; /* a use */
 	uint64_t page;
+	bool unlisted;
 	uint64_t read_ns;
 	uint64_t source_ns; /* the bytes have come; 0 where nobody asks */
 	size_t buffer_size;
@@ -76,6 +77,7 @@ static void resolve(struct slow_fault *slow, int result, enum wake wake)
 		.pager = slow->pager,
 		.session = s,
 		.page = slow->page,
+		.unlisted = slow->unlisted,
 		.address = piece ? piece_address(piece, slow->page) : 0,
 		.read_ns = slow->read_ns,
 		.source_ns = slow->source_ns ?: slow->read_ns,
@@ -93,6 +95,7 @@ static void resolve(struct slow_fault *slow, int result, enum wake wake)
 	} else {
 		struct supply supply = guest_memory_supply(s->memory, slow->page, 1, slow->read.buffer, wake);
 		settle(&d, false, &supply);
+		bring_neighbours(&d);
 	}
 }
 
@@ -171,6 +174,7 @@ void fetch(const struct demand *d, size_t page_size)
 	}
 	slow->session = session_use(s);
 	slow->page = d->page;
+	slow->unlisted = d->unlisted;
 	slow->read_ns = d->read_ns;
 	slow->source_ns = 0;
 	bump(&s->slow);

@@ -90,7 +90,7 @@ static void run_listed(struct test_server *server, struct guest *guest, const ch
 	assert_int_equal(fork_number(server, id, "faults"), 0);
 	client_tell(client, 'p');
 	client_await(client, 'd');
-	assert_int_equal(fork_number(server, id, "copied_pages"),
+	assert_int_equal(fork_number(server, id, "copied_pages") + fork_number(server, id, "neighbour_pages"),
 			 IMAGE_PAGES - LISTED_HUGE + (guest->mixed ? SMALL : 0));
 
 	/* Once more: all is there. */
