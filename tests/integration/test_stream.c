@@ -190,9 +190,10 @@ static void run_idle(struct scene *scene, const char *id)
 	client_await(client, 'd');
 	f = figures(scene, id);
 	assert_sums(&f, scene->count);
-	/* Each fault for an unlisted page brought others, and none was brought twice. */
+	/* Faults for unlisted pages brought others, and none was brought twice. */
 	assert_int_equal(f.missing + f.neighbours, PAGES - scene->count);
-	assert_true(f.neighbours > f.missing);
+	if (scene->count <= 1)
+		assert_true(f.neighbours > f.missing);
 	assert_int_equal(f.late, 0);
 	/* They are still known when it is gone. */
 	client_tell(client, 'q');
@@ -378,9 +379,9 @@ static void run_racing(struct scene *scene, const char *id)
 	assert_sums(&f, scene->count);
 	assert_int_equal(f.pending, 0);
 	assert_int_equal(f.skipped + f.removed + f.unreadable, 0);
-	/* Each page came once, by the one way or the other. */
-	assert_int_equal(f.copied_pages + f.prefetched_pages, PAGES);
-	assert_int_equal(f.prefetched_pages, f.prefetched + f.late_supplied);
+	/* Each page came once, in one way or another; a listed one may have come beside one that is not. */
+	assert_int_equal(f.copied_pages + f.prefetched_pages + f.neighbours, PAGES);
+	assert_in_range(f.prefetched + f.late_supplied, f.prefetched_pages, f.prefetched_pages + f.neighbours);
 	client_tell(client, 'q');
 	client_join(client);
 }
