@@ -8,6 +8,19 @@
 #include "cli/commands.h"
 #include "cli/options.h"
 
+static void print_hot_set(const json_t *hot_set)
+{
+	const char *state = client_string(hot_set, "state", "-");
+	char size[32];
+
+	cli_format_size((uint64_t)client_number(hot_set, "bytes"), size, sizeof size);
+	if (client_number(hot_set, "bytes") > 0)
+		printf("hot set   %s: %.0f pages, %s\n", state, client_number(hot_set, "pages"), size);
+	else
+		printf("hot set   %s%s%s\n", state, json_is_null(json_object_get(hot_set, "error")) ? "" : ": ",
+		       client_string(hot_set, "error", ""));
+}
+
 static void print_template(const json_t *template)
 {
 	char size[32];
@@ -18,6 +31,7 @@ static void print_template(const json_t *template)
 	printf("state     %s\n", client_string(template, "state", "-"));
 	printf("hot list  %s%s\n", client_string(template, "hot_list", "-"),
 	       json_is_true(json_object_get(template, "refresh_hot_list")) ? ", kept fresh" : "");
+	print_hot_set(json_object_get(template, "hot_set"));
 	if (!json_is_null(json_object_get(template, "inject")))
 		printf("inject    %s\n", client_string(template, "inject", "-"));
 	printf("forks     %.0f live, %.0f waiting\n", client_number(template, "forks_live"),
@@ -57,6 +71,8 @@ static int run_add(const struct cli_args *args)
 	client_add_path(&call, "hot_list", cli_value(args, "hot-list"));
 	if (cli_value(args, "refresh-hot-list"))
 		client_add(&call, "refresh_hot_list", json_true());
+	if (cli_value(args, "no-hot-set"))
+		client_add(&call, "no_hot_set", json_true());
 	client_add_string(&call, "inject", cli_value(args, "inject"));
 	if (client_call(&call, "POST", "/v1/templates", API_TIMEOUT_S) < 0)
 		return client_fail(&call);
@@ -128,6 +144,12 @@ static const struct cli_option add_options[] = {
 		  "That takes touches of prefetched pages that are seen, as under KVM where 'faultline doctor' says so. Where they aren't, as with an emulator, "
 		  "whose memory is that of a process, no page can be told to be unused, and the list stays as it is: 'faultline warmup' makes a new one. A "
 		  "recording that lost events teaches nothing either." },
+	{ .name = "no-hot-set",
+	  .help = "don't pack the list's pages into a file beside the image",
+	  .manual =
+		  "Once a fork has streamed the template's own list, the server writes its pages in the list's order to IMAGE.NAME.hotset, and reads them "
+		  "from there where the image is not in memory: one stretch of the disk instead of thousands of places. The file is checked before use, made again "
+		  "when the list changes, and removed with the template. Where it can't be written, everything comes from the image." },
 	{ .name = "inject",
 	  .value = "SPEC",
 	  .help = "a test aid: makes reads of the image fail or wait, like delay=5ms,error=0x1000+0x2000" },
@@ -160,7 +182,7 @@ static const struct cli_action actions[] = {
 	  .complete = "@template" },
 	{ .name = "remove",
 	  .arguments = "NAME",
-	  .summary = "forget a template that no fork uses; its files stay",
+	  .summary = "forget a template that no fork uses; its files stay, but for the packed hot set",
 	  .run = run_remove,
 	  .client = true,
 	  .complete = "@template",

@@ -17,6 +17,7 @@ int handle_templates_add(struct request *request, struct reply *reply, struct er
 		{ "state", MEMBER_PATH, false, &spec.state },
 		{ "hot_list", MEMBER_PATH, false, &spec.hot_list },
 		{ "refresh_hot_list", MEMBER_BOOL, false, &spec.refresh_hot_list },
+		{ "no_hot_set", MEMBER_BOOL, false, &spec.no_hot_set },
 		{ "inject", MEMBER_STRING, false, &spec.inject },
 	};
 	int r = request_read_body(request, members, sizeof members / sizeof *members, err);

@@ -14,6 +14,7 @@
 #include "prefetch/cpus.h"
 #include "prefetch/plan.h"
 #include "prefetch/stream.h"
+#include "template/hot_set.h"
 #include "template/keeper.h"
 #include "template/source.h"
 #include "uffd/guest_memory.h"
@@ -26,6 +27,8 @@ struct prefetch_job {
 	int (*prepare)(struct prefetch_job *job);
 	struct guest_memory *memory;
 	struct source *source;
+	/* Of a stream: where pages are that are not in memory by the image; its set may be NULL. */
+	struct hot_reader *hot;
 	/*
 	 * On a worker, with the gate held so that nobody wakes a waiter first: the image was cut short while pages were copied from
 	 * it, and one of them may have got zeros. The fork is lost; the job ends with -ESTALE.

@@ -53,6 +53,7 @@ struct slice {
 	uint64_t demands_seen;
 	bool whole;		     /* a stream's window, of which nothing is to be read with waiting, unless ... */
 	bool advised;		     /* ... the reads of all of it have been started */
+	bool packed;		     /* ... or its pages come from the packed hot set */
 	bool waited;		     /* or would have had to */
 	struct stream_window window; /* of a stream: RUNS are its */
 };
@@ -60,6 +61,11 @@ struct slice {
 static inline bool is_stopping(const struct prefetch_engine *engine)
 {
 	return atomic_load_explicit(&engine->stopping, memory_order_relaxed);
+}
+
+static inline bool is_packed(const struct prefetch_job *job)
+{
+	return job->stream && job->hot && job->hot->set;
 }
 
 static inline bool is_unprepared(const struct prefetch_job *job)

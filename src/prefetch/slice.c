@@ -193,7 +193,7 @@ static int read_pages(struct worker *worker, struct prefetch_job *job, struct sl
 
 	if (r == -EAGAIN && !slice->advised && source_can_advise(job->source))
 		advise_rest(job, slice);
-	if (r != -EAGAIN || (slice->whole && !slice->advised))
+	if (r != -EAGAIN || (slice->whole && !slice->advised && !slice->packed))
 		return r;
 	begin_waiting(worker, job, slice, pages, page_size);
 	r = source_read(job->source, worker->buffer, pages * page_size, offset);
@@ -205,7 +205,7 @@ static int put_read(struct worker *worker, struct prefetch_job *job, struct slic
 		    size_t page_size, uint64_t offset)
 {
 	int r = read_pages(worker, job, slice, pages, page_size, offset);
-	if (r == -EAGAIN && slice->whole && !slice->advised) {
+	if (r == -EAGAIN && slice->whole && !slice->advised && !slice->packed) {
 		leave_to_readers(worker, job, slice);
 		return 0;
 	}
@@ -221,6 +221,74 @@ static int put_read(struct worker *worker, struct prefetch_job *job, struct slic
 		return 0;
 	}
 	return put(worker, job, slice, page, pages, &(struct bytes){ .data = worker->buffer });
+}
+
+/* ---- from the packed hot set ---- */
+
+/* Zeros for pages that are zeros there. */
+#define ZERO_PAGES 16
+static const char zeros[ZERO_PAGES * HOT_SET_PAGE] __attribute__((aligned(HOT_SET_PAGE)));
+
+/* A window whose pages are far from each other in the set had better come from the image: each takes a chunk's reading and checking. */
+#define CHUNKS_OF_WINDOW (STREAM_WINDOW / 4)
+
+static bool find_packed(const struct prefetch_job *job, uint64_t page, uint64_t most, struct hot_run *ret)
+{
+	const struct region *region = regions_of_page(job->memory->regions, job->memory->region_count, page);
+
+	return region->page_size == HOT_SET_PAGE &&
+	       hot_set_find(job->hot->set, region_image_offset(region, page) / HOT_SET_PAGE, most, ret);
+}
+
+/* Whether the slice's window is to be had from the set: most of it is there, and close together. */
+static bool is_window_packed(const struct prefetch_job *job, const struct stream_window *window)
+{
+	unsigned chunks = 0, missing = 0;
+	uint64_t last = UINT64_MAX;
+
+	for (unsigned i = 0; i < window->run_count; i++) {
+		struct hot_run run;
+
+		for (uint64_t at = 0; at < window->runs[i].count; at += run.count) {
+			if (!find_packed(job, window->runs[i].page + at, window->runs[i].count - at, &run)) {
+				missing++;
+				run.count = 1;
+			} else if (!run.zero && run.index / HOT_SET_CHUNK != last) {
+				last = run.index / HOT_SET_CHUNK;
+				chunks++;
+			}
+		}
+	}
+	return chunks <= CHUNKS_OF_WINDOW && missing * 4 <= window->count;
+}
+
+static int read_packed(struct worker *worker, struct prefetch_job *job, struct slice *slice, const struct hot_run *run,
+		       const void **ret)
+{
+	hot_reader_advise(job->hot, run->index);
+	int r = hot_reader_read(job->hot, run, false, worker->buffer, ret);
+	if (r != -EAGAIN)
+		return r;
+	begin_waiting(worker, job, slice, HOT_SET_CHUNK, HOT_SET_PAGE);
+	r = hot_reader_read(job->hot, run, true, worker->buffer, ret);
+	end_waiting(worker, job, (uint64_t)HOT_SET_CHUNK * HOT_SET_PAGE);
+	return r;
+}
+
+/* -EAGAIN: it does not have the page, or can't be relied on. */
+static int put_packed(struct worker *worker, struct prefetch_job *job, struct slice *slice, uint64_t page,
+		      uint64_t pages)
+{
+	struct hot_run run;
+	const void *data = zeros;
+
+	if (!slice->packed || !find_packed(job, page, pages, &run))
+		return -EAGAIN;
+	if (run.zero)
+		run.count = run.count < ZERO_PAGES ? run.count : ZERO_PAGES;
+	else if (read_packed(worker, job, slice, &run, &data) < 0)
+		return -EAGAIN;
+	return put(worker, job, slice, page, run.count, &(struct bytes){ .data = data });
 }
 
 /* One call's worth. 0, or negative errno: the job is given up. */
@@ -241,6 +309,8 @@ static int step(struct worker *worker, struct prefetch_job *job, struct slice *s
 
 	uint64_t offset = region_image_offset(region, page);
 	int r = put_mapped(worker, job, slice, page, pages, pages * region->page_size, offset);
+	if (r == -EAGAIN)
+		r = put_packed(worker, job, slice, page, pages);
 	return r == -EAGAIN ? put_read(worker, job, slice, page, pages, region->page_size, offset) : r;
 }
 
@@ -248,6 +318,7 @@ int work_on(struct worker *worker, struct prefetch_job *job, struct slice *slice
 {
 	int r = 0;
 
+	slice->packed = is_packed(job) && is_window_packed(job, &slice->window);
 	while (slice->left > 0 && r == 0)
 		r = is_stopping(worker->engine) ? -ECANCELED : step(worker, job, slice);
 	return r;

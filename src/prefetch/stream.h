@@ -64,6 +64,11 @@ void stream_free(struct stream *stream);
 DEFINE_CLEANUP(struct stream, stream_free)
 #define _cleanup_stream_ _cleanup_(cleanup_stream_free)
 
+/* Pages in the list, each counted once. */
+size_t stream_count(const struct stream *stream);
+/* Their numbers in the image, of pages of 4 KiB, in the list's order: the caller's to free. NULL: some are huge, or out of memory. */
+uint64_t *stream_image_pages(const struct stream *stream);
+
 /* Once, when stream_ask is called already or about to be: pages that are there or coming were asked for before. */
 void stream_begin(struct stream *stream, const struct page_states *states);
 

@@ -26,7 +26,7 @@ static bool may_have_another(const struct prefetch_engine *engine, const struct 
 		return job->working < engine->working_max;
 	if (!job->slow)
 		return job->working == job->waiting && job->working < share;
-	unsigned most = source_can_advise(job->source) ? WINDOWS_ADVISED : READS_OF_STREAM;
+	unsigned most = source_can_advise(job->source) || is_packed(job) ? WINDOWS_ADVISED : READS_OF_STREAM;
 	return job->working < (share < most ? share : most) && job->waiting_bytes < BYTES_OF_STREAM;
 }
 
@@ -105,7 +105,7 @@ void take_slice(const struct prefetch_engine *engine, struct prefetch_job *job, 
 		take_slice_of_plan(engine, job, slice);
 		return;
 	}
-	slice->whole = !job->slow || source_can_advise(job->source);
+	slice->whole = !job->slow || source_can_advise(job->source) || is_packed(job);
 	job->dry = !stream_take(job->stream, job->memory->states, slice->whole, &slice->window);
 	slice->runs = slice->window.runs;
 	slice->left = slice->window.count;
@@ -140,7 +140,7 @@ void begin_waiting(struct worker *worker, struct prefetch_job *job, struct slice
 	job->waiting++;
 	job->waiting_bytes += pages * page_size;
 	job->slow = slice->waited = true;
-	if (job->stream && slice->left > pages && !slice->advised)
+	if (job->stream && slice->left > pages && !slice->advised && !slice->packed)
 		keep_only(job, slice, pages);
 	enqueue_again(engine, job);
 	if (has_turn(engine))

@@ -134,6 +134,7 @@ struct server {
 	struct placement *placement;
 	struct prefetch_engine *engine;
 	const struct observer *observer;
+	struct packer *packer;
 	struct refresher *refresher; /* NULL where nobody observes */
 	unsigned trace_count;
 	void (*on_stop)(void *);

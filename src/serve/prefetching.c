@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "serve/hot_sets.h"
 #include "serve/internal.h"
 #include "serve/thread_stat.h"
 #include "serve/vmm_talk.h"
@@ -21,6 +22,8 @@ struct prefetch_request {
 	uint64_t serial;	 /* of the fork */
 	bool streamed;
 	char *path;
+	uint64_t *hot_pages; /* the list as the image has it, where a packed hot set is to be made of it; or NULL */
+	size_t hot_count;
 	struct error error; /* of making the plan */
 };
 
@@ -32,6 +35,7 @@ static void request_free(struct prefetch_request *request)
 	if (request->session)
 		session_unuse(request->session);
 	free(request->path);
+	free(request->hot_pages);
 	free(request);
 }
 
@@ -59,6 +63,24 @@ static int make_plan(const char *path, const struct session *session, struct pla
 	return r < 0 ? error_prefix(err, r, "%s: ", path) : 0;
 }
 
+/* The template's packed hot set, for a stream of PAGES in this order; if it has none, or one of an older list, one is made at the end. */
+static int find_hot_set(struct prefetch_request *request, uint64_t *pages, size_t count)
+{
+	struct session *s = request->session;
+	struct template *t = s->template;
+	struct hot_set *set = t->packs ? hot_set_of(t) : NULL;
+	bool own = t->hot_list && !strcmp(request->path, t->hot_list);
+
+	if (own && t->packs && count > 0 && (!set || hot_set_list(set) != hot_set_digest(pages, count))) {
+		request->hot_pages = pages;
+		request->hot_count = count;
+	} else {
+		free(pages);
+	}
+	request->job.hot = &s->hot;
+	return hot_reader_init(&s->hot, set);
+}
+
 /* From the moment that pagers see it, whatever is asked for counts; and what has been asked for before is in the page states. */
 static int make_stream(struct prefetch_request *request, struct error *err)
 {
@@ -73,6 +95,11 @@ static int make_stream(struct prefetch_request *request, struct error *err)
 	r = stream_new(list, memory->regions, memory->region_count, &stream, err);
 	if (r < 0)
 		return error_prefix(err, r, "%s: ", request->path);
+	uint64_t *pages = stream_image_pages(stream);
+	if (pages && find_hot_set(request, pages, stream_count(stream)) < 0) {
+		stream_free(stream);
+		return error_set(err, -ENOMEM, "io_error", "out of memory");
+	}
 	atomic_store(&request->session->stream, stream);
 	stream_begin(stream, memory->states);
 	request->job.stream = stream;
@@ -236,6 +263,9 @@ static void done(struct prefetch_job *job, int result)
 		pthread_cond_broadcast(&server->changed);
 	}
 	pthread_mutex_unlock(&server->lock);
+	if (result == 0 && request->hot_pages)
+		packer_build(server->packer, request->session->template, TAKE_PTR(request->hot_pages),
+			     request->hot_count);
 	request_free(request);
 }
 

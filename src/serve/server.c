@@ -19,6 +19,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "serve/hot_sets.h"
 #include "serve/internal.h"
 #include "serve/refresh.h"
 #include "serve/vmm_talk.h"
@@ -475,7 +476,8 @@ static int start_pagers(struct server *server, const cpu_set_t *wanted, struct e
 	r = placement_new(server->pagers, server->pager_count, &server->placement, err);
 	if (r < 0)
 		return r;
-	return prefetch_engine_new(PREFETCH_WORKERS, server->keeper, &server->engine, err);
+	r = packer_new(&server->packer, err);
+	return r < 0 ? r : prefetch_engine_new(PREFETCH_WORKERS, server->keeper, &server->engine, err);
 }
 
 /*
@@ -549,6 +551,7 @@ void server_free(struct server *server)
 		keeper_unguard(server->keeper, server->templates[i]);
 		template_unref(server->templates[i]);
 	}
+	packer_free(server->packer);
 	keeper_free(server->keeper);
 	free(server->templates);
 

@@ -56,6 +56,7 @@ struct template_spec {
 	const char *state;     /* absolute path of the VMM's state, or NULL: kept for the user, never read */
 	const char *hot_list;  /* absolute path of the list that its forks prefetch by default, or NULL */
 	bool refresh_hot_list; /* it learns from what its forks touch */
+	bool no_hot_set;       /* its hot pages are not packed into a file beside the image */
 	const char *inject;    /* test wrapper around the image ("delay=5ms,error=0x1000+0x2000"), or NULL */
 };
 
@@ -63,9 +64,12 @@ struct template_info {
 	char name[NAME_MAX_LENGTH + 1];
 	char *memory, *state, *hot_list, *inject; /* NULL where unset; freed by template_info_clear */
 	bool refresh_hot_list;
-	uint64_t memory_size;	/* bytes */
-	unsigned forks_live;	/* forks of it whose VMM is connected */
-	unsigned forks_waiting; /* created, VMM not yet there */
+	uint64_t memory_size;	   /* bytes */
+	unsigned forks_live;	   /* forks of it whose VMM is connected */
+	unsigned forks_waiting;	   /* created, VMM not yet there */
+	const char *hot_set_state; /* of the packed hot set: "off", "none", "building", "ready" or "failed" */
+	uint64_t hot_set_pages, hot_set_bytes;
+	char *hot_set_error; /* why it failed, or NULL; freed likewise */
 };
 
 void template_info_clear(struct template_info *info);

@@ -62,6 +62,7 @@ void session_unuse(struct session *s)
 {
 	if (atomic_fetch_sub_explicit(&s->users, 1, memory_order_acq_rel) == 1) {
 		stream_free(atomic_exchange(&s->stream, NULL));
+		hot_reader_clear(&s->hot);
 		guest_memory_free(TAKE_PTR(s->memory));
 		template_unref(TAKE_PTR(s->template));
 		for (size_t i = 0; i < sizeof s->orphans / sizeof s->orphans[0]; i++)

@@ -13,6 +13,7 @@
 #include "base/histogram.h"
 #include "prefetch/stream.h"
 #include "serve/observer.h"
+#include "template/hot_set.h"
 #include "template/template.h"
 #include "uffd/guest_memory.h"
 
@@ -50,6 +51,7 @@ struct session {
 
 	/* A list that is streamed to it; set once, and freed with the memory. */
 	_Atomic(struct stream *) stream;
+	struct hot_reader hot; /* of its template's packed hot set; set before the stream, and freed with it */
 
 	_Atomic uint64_t faults, copied, zeroed, neighbours, poisoned, deferrals, slow;
 	struct histogram stall;

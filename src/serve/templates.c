@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "serve/hot_sets.h"
 #include "serve/internal.h"
 
 int check_name(const char *name, const char *what, struct error *err)
@@ -68,7 +69,33 @@ static char *copy(const char *text)
 	return text ? strdup(text) : NULL;
 }
 
-static void fill_info(const struct server *server, const struct template *t, struct template_info *ret)
+static const char *hot_set_state_name(const struct template *t)
+{
+	switch (t->hot_set_state) {
+	case HOT_SET_BUILDING:
+		return "building";
+	case HOT_SET_READY:
+		return "ready";
+	case HOT_SET_FAILED:
+		return "failed";
+	default:
+		return t->packs ? "none" : "off";
+	}
+}
+
+static void fill_hot_set(struct template *t, struct template_info *ret)
+{
+	LOCK_SCOPE(&t->hot_set_lock);
+	ret->hot_set_state = hot_set_state_name(t);
+	if (t->hot_set_state == HOT_SET_FAILED)
+		ret->hot_set_error = copy(t->hot_set_why);
+	if (t->hot_set) {
+		ret->hot_set_pages = hot_set_pages(t->hot_set);
+		ret->hot_set_bytes = hot_set_bytes(t->hot_set);
+	}
+}
+
+static void fill_info(const struct server *server, struct template *t, struct template_info *ret)
 {
 	*ret = (struct template_info){ .memory = copy(t->memory),
 				       .state = copy(t->state),
@@ -77,6 +104,7 @@ static void fill_info(const struct server *server, const struct template *t, str
 				       .refresh_hot_list = t->refresh,
 				       .memory_size = t->size };
 	snprintf(ret->name, sizeof ret->name, "%s", t->name);
+	fill_hot_set(t, ret);
 	for (const struct fork *fork = server->forks; fork; fork = fork->next) {
 		if (fork->template != t)
 			continue;
@@ -93,6 +121,7 @@ void template_info_clear(struct template_info *info)
 	free(info->state);
 	free(info->hot_list);
 	free(info->inject);
+	free(info->hot_set_error);
 	*info = (struct template_info){ 0 };
 }
 
@@ -120,11 +149,14 @@ int server_template_add(struct server *server, const struct template_spec *spec,
 		return error_set(err, -EINVAL, "bad_hot_list",
 				 "there is no list to keep fresh: name one with --hot-list, which need not exist yet");
 	t->refresh = spec->refresh_hot_list;
+	t->packs = !spec->no_hot_set;
 	if (spec->hot_list) {
 		_cleanup_hotlist_ struct hotlist *list = NULL;
 		r = load_hot_list(spec->hot_list, t, &list, err);
 		if (r < 0)
 			return r;
+		if (t->packs)
+			hot_set_open_for(t);
 	}
 
 	LOCK_SCOPE(&server->lock);
@@ -152,7 +184,7 @@ int server_template_add(struct server *server, const struct template_spec *spec,
 int server_template_get(struct server *server, const char *name, struct template_info *ret, struct error *err)
 {
 	LOCK_SCOPE(&server->lock);
-	const struct template *t = server_find_template(server, name);
+	struct template *t = server_find_template(server, name);
 
 	if (!t)
 		return unknown(name, err);
@@ -195,6 +227,7 @@ int server_template_remove(struct server *server, const char *name, struct error
 	memmove(&server->templates[at], &server->templates[at + 1],
 		(server->template_count - at) * sizeof server->templates[0]);
 	keeper_unguard(server->keeper, t);
+	hot_set_remove(t);
 	template_unref(t);
 	log_info(NULL, "template %s removed", name);
 	return 0;
@@ -211,6 +244,8 @@ static void load_one(struct server *server, const char *name)
 	}
 	if (insert(server, t) == 0) {
 		warn_if_unobserved(server, t);
+		if (t->hot_list && t->packs)
+			packer_open(server->packer, t);
 		t = NULL;
 	}
 }

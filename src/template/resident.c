@@ -29,7 +29,7 @@ struct resident_view {
 	uint64_t pages;
 	const char *address;
 	_Atomic uint64_t believed_until_ns;
-	uint64_t looked_ns; /* the refreshing thread's own */
+	uint64_t looked_ns;	  /* the refreshing thread's own */
 	_Atomic uint64_t words[]; /* a bit a page */
 };
 

@@ -78,6 +78,10 @@ int source_null_new(uint64_t size, struct source **ret, struct error *err);
  */
 int source_inject_new(struct source *inner, const char *spec, struct source **ret, struct error *err);
 
+/* Whether it is a wrapper that makes all of its image slow, and waiting as long as a read of LENGTH bytes from it would have to. */
+bool source_is_slowed(const struct source *source);
+void source_wait_as_slowed(struct source *source, size_t length);
+
 /* NULL as well where the range ends past the image. */
 const void *source_peek(struct source *source, size_t length, uint64_t offset, uint64_t now_ns);
 bool source_intact(struct source *source, size_t length, uint64_t offset);

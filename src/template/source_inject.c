@@ -128,6 +128,21 @@ static const struct source_ops inject_ops = {
 	.close = inject_close,
 };
 
+bool source_is_slowed(const struct source *source)
+{
+	const struct source_inject *inject = (const struct source_inject *)source;
+
+	return source->ops == &inject_ops && !inject->only && (inject->delay_ns || inject->bytes_per_second);
+}
+
+void source_wait_as_slowed(struct source *source, size_t length)
+{
+	uint64_t delay = delay_for((struct source_inject *)source, length);
+	struct timespec ts = { .tv_sec = (time_t)(delay / NSEC_PER_SEC), .tv_nsec = (long)(delay % NSEC_PER_SEC) };
+
+	clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, NULL);
+}
+
 struct unit {
 	const char *name;
 	uint64_t factor;

@@ -11,6 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "template/hot_set.h"
+
 static int open_memory(struct template *t, const char *path, struct error *err)
 {
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
@@ -66,6 +68,8 @@ int template_open(const char *name, const char *memory, const char *state, const
 		return error_set(err, -ENOMEM, "io_error", "out of memory");
 	atomic_init(&t->refs, 1);
 	pthread_mutex_init(&t->identity_lock, NULL);
+	pthread_mutex_init(&t->hot_set_lock, NULL);
+	t->packs = true;
 	t->memory_fd = t->watch = -1;
 	t->name = strdup(name);
 	t->memory = strdup(memory);
@@ -98,6 +102,7 @@ void template_unref(struct template *t)
 {
 	if (!t || atomic_fetch_sub_explicit(&t->refs, 1, memory_order_acq_rel) != 1)
 		return;
+	hot_set_unref(t->hot_set);
 	source_close(t->source);
 	free(t->name);
 	free(t->memory);
@@ -105,6 +110,7 @@ void template_unref(struct template *t)
 	free(t->hot_list);
 	free(t->inject);
 	pthread_mutex_destroy(&t->identity_lock);
+	pthread_mutex_destroy(&t->hot_set_lock);
 	free(t);
 }
 
@@ -168,10 +174,10 @@ static int write_record(int fd, const char *text, size_t length)
 
 int template_save(const struct template *t, const char *dir, struct error *err)
 {
-	json_t *json = json_pack("{s:s, s:s, s:s*, s:s*, s:s*, s:b, s:I, s:I, s:I, s:I, s:I}", "name", t->name,
+	json_t *json = json_pack("{s:s, s:s, s:s*, s:s*, s:s*, s:b, s:b, s:I, s:I, s:I, s:I, s:I}", "name", t->name,
 				 "memory", t->memory, "state", t->state, "hot_list", t->hot_list, "inject", t->inject,
-				 "refresh_hot_list", t->refresh, "device", (json_int_t)t->device, "inode",
-				 (json_int_t)t->inode, "size", (json_int_t)t->size, "modified_s",
+				 "refresh_hot_list", t->refresh, "hot_set", t->packs, "device", (json_int_t)t->device,
+				 "inode", (json_int_t)t->inode, "size", (json_int_t)t->size, "modified_s",
 				 (json_int_t)t->modified.tv_sec, "modified_ns", (json_int_t)t->modified.tv_nsec);
 	_cleanup_free_ char *text = json ? json_dumps(json, JSON_INDENT(2)) : NULL;
 	json_decref(json);
@@ -237,10 +243,10 @@ int template_load(const char *name, const char *dir, struct template **ret, stru
 		return error_set(err, -EBADMSG, "io_error", "'%s' is damaged: %s", path, jerr.text);
 
 	const char *memory, *state = NULL, *hot_list = NULL, *inject = NULL;
-	int refresh = 0; /* records of earlier versions lack it */
+	int refresh = 0, packs = 1; /* records of earlier versions lack them */
 	_cleanup_template_ struct template *t = NULL;
-	if (json_unpack(json, "{s:s, s?s, s?s, s?s, s?b}", "memory", &memory, "state", &state, "hot_list", &hot_list,
-			"inject", &inject, "refresh_hot_list", &refresh) < 0)
+	if (json_unpack(json, "{s:s, s?s, s?s, s?s, s?b, s?b}", "memory", &memory, "state", &state, "hot_list",
+			&hot_list, "inject", &inject, "refresh_hot_list", &refresh, "hot_set", &packs) < 0)
 		r = error_set(err, -EBADMSG, "io_error", "'%s' is damaged: it names no memory image", path);
 	else
 		r = template_open(name, memory, state, hot_list, inject, &t, err);
@@ -250,6 +256,7 @@ int template_load(const char *name, const char *dir, struct template **ret, stru
 	if (r < 0)
 		return r;
 	t->refresh = refresh;
+	t->packs = packs;
 	*ret = TAKE_PTR(t);
 	return 0;
 }

@@ -13,11 +13,15 @@
 
 #define TEMPLATE_IDENTITY_SIZE 32 /* bytes: a SHA-256 */
 
+struct hot_set;
+enum hot_set_state { HOT_SET_NONE, HOT_SET_BUILDING, HOT_SET_READY, HOT_SET_FAILED };
+
 /* Reference-counted: the store and every fork hold one. All but the count is fixed once it is opened. */
 struct template
 {
 	char *name;
 	char *memory, *state, *hot_list, *inject; /* absolute paths; the last three may be NULL */
+	bool packs;				  /* its hot pages are packed into a file beside the image; likewise */
 	bool refresh; /* its forks' touches keep the hot list fresh; set before anybody else knows of it */
 	struct source *source;
 
@@ -31,6 +35,13 @@ struct template
 	pthread_mutex_t identity_lock; /* taken inside no other; what follows */
 	bool identity_known;
 	uint8_t identity[TEMPLATE_IDENTITY_SIZE];
+
+	pthread_mutex_t hot_set_lock; /* taken inside no other; what follows */
+	struct hot_set *hot_set;
+	enum hot_set_state hot_set_state;
+	char hot_set_why[ERROR_MESSAGE_MAX]; /* it failed */
+	uint64_t hot_set_list;		     /* the list for which one was tried last, once one was */
+	bool hot_set_tried, hot_set_gone;
 
 	_Atomic unsigned refs;
 	_Atomic bool in_line; /* the keeper's */
