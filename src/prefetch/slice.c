@@ -230,7 +230,7 @@ static int put_read(struct worker *worker, struct prefetch_job *job, struct slic
 static const char zeros[ZERO_PAGES * HOT_SET_PAGE] __attribute__((aligned(HOT_SET_PAGE)));
 
 /* A window whose pages are far from each other in the set had better come from the image: each takes a chunk's reading and checking. */
-#define CHUNKS_OF_WINDOW (STREAM_WINDOW / 4)
+#define CHUNKS_OF_WINDOW 8
 
 static bool find_packed(const struct prefetch_job *job, uint64_t page, uint64_t most, struct hot_run *ret)
 {
@@ -240,11 +240,28 @@ static bool find_packed(const struct prefetch_job *job, uint64_t page, uint64_t 
 	       hot_set_find(job->hot->set, region_image_offset(region, page) / HOT_SET_PAGE, most, ret);
 }
 
+struct chunks {
+	uint64_t seen[CHUNKS_OF_WINDOW];
+	unsigned count;
+};
+
+/* False: there are too many. */
+static bool add_chunk(struct chunks *chunks, uint64_t chunk)
+{
+	for (unsigned i = 0; i < chunks->count; i++)
+		if (chunks->seen[i] == chunk)
+			return true;
+	if (chunks->count == CHUNKS_OF_WINDOW)
+		return false;
+	chunks->seen[chunks->count++] = chunk;
+	return true;
+}
+
 /* Whether the slice's window is to be had from the set: most of it is there, and close together. */
 static bool is_window_packed(const struct prefetch_job *job, const struct stream_window *window)
 {
-	unsigned chunks = 0, missing = 0;
-	uint64_t last = UINT64_MAX;
+	struct chunks chunks = { 0 };
+	unsigned missing = 0;
 
 	for (unsigned i = 0; i < window->run_count; i++) {
 		struct hot_run run;
@@ -253,13 +270,12 @@ static bool is_window_packed(const struct prefetch_job *job, const struct stream
 			if (!find_packed(job, window->runs[i].page + at, window->runs[i].count - at, &run)) {
 				missing++;
 				run.count = 1;
-			} else if (!run.zero && run.index / HOT_SET_CHUNK != last) {
-				last = run.index / HOT_SET_CHUNK;
-				chunks++;
+			} else if (!run.zero && !add_chunk(&chunks, run.index / HOT_SET_CHUNK)) {
+				return false;
 			}
 		}
 	}
-	return chunks <= CHUNKS_OF_WINDOW && missing * 4 <= window->count;
+	return missing * 4 <= window->count;
 }
 
 static int read_packed(struct worker *worker, struct prefetch_job *job, struct slice *slice, const struct hot_run *run,

@@ -198,20 +198,36 @@ static bool supply_peeked(const struct demand *d, uint64_t size, uint64_t offset
 	return true;
 }
 
-/* From the packed hot set, where that is in memory. -EAGAIN: it is not, or has no such page. */
-static int read_packed(const struct demand *d, uint64_t size, uint64_t offset, const void **ret)
+/* To the pager's buffer. -EAGAIN: it is not in memory, or there is no such page. */
+static int copy_packed(const struct demand *d, uint64_t size, uint64_t offset)
 {
 	struct session *s = d->session;
+	void *buffer = d->pager->buffer;
+	const void *bytes;
 	struct hot_run run;
 
-	/* The set comes with the stream. */
-	if (!atomic_load_explicit(&s->stream, memory_order_acquire) || !s->hot.set || size != HOT_SET_PAGE ||
-	    !hot_set_find(s->hot.set, offset / HOT_SET_PAGE, 1, &run))
+	if (!s->hot.set || size != HOT_SET_PAGE || !hot_set_find(s->hot.set, offset / HOT_SET_PAGE, 1, &run))
 		return -EAGAIN;
-	if (!run.zero)
-		return hot_reader_read(&s->hot, &run, false, d->pager->buffer, ret) < 0 ? -EAGAIN : 0;
-	memset(d->pager->buffer, 0, size);
+	if (run.zero) {
+		memset(buffer, 0, size);
+		return 0;
+	}
+	if (hot_reader_read(&s->hot, &run, false, buffer, &bytes) < 0)
+		return -EAGAIN;
+	memmove(buffer, bytes, size);
 	return 0;
+}
+
+/* The same, as long as the stream has its template's packed hot set. */
+static int read_packed(const struct demand *d, uint64_t size, uint64_t offset)
+{
+	struct session *s = d->session;
+
+	if (!atomic_load_explicit(&s->stream, memory_order_acquire) || pthread_rwlock_tryrdlock(&s->hot_lock) != 0)
+		return -EAGAIN;
+	int r = copy_packed(d, size, offset);
+	pthread_rwlock_unlock(&s->hot_lock);
+	return r;
 }
 
 static void supply_from_source(const struct demand *d, uint64_t size)
@@ -222,10 +238,9 @@ static void supply_from_source(const struct demand *d, uint64_t size)
 
 	if (supply_peeked(d, size, offset))
 		return;
-	const void *bytes = pager->buffer;
 	int r = source_read_now(s->template->source, pager->buffer, size, offset);
 	if (r == -EAGAIN)
-		r = read_packed(d, size, offset, &bytes);
+		r = read_packed(d, size, offset);
 	if (r == -EAGAIN) {
 		fetch(d, size);
 	} else if (r < 0) {
@@ -235,7 +250,7 @@ static void supply_from_source(const struct demand *d, uint64_t size)
 
 		if (is_stamped(s))
 			read.source_ns = now_ns();
-		struct supply supply = guest_memory_supply(s->memory, d->page, 1, bytes, pager->wake);
+		struct supply supply = guest_memory_supply(s->memory, d->page, 1, pager->buffer, pager->wake);
 		settle(&read, false, &supply);
 		bring_neighbours(&read);
 	}

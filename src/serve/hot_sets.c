@@ -19,6 +19,7 @@ struct task {
 
 struct packer {
 	pthread_t thread;
+	struct hot_loader *loader;
 	pthread_mutex_t lock; /* innermost; of what follows */
 	pthread_cond_t wanted;
 	struct task *tasks, **tail;
@@ -56,7 +57,7 @@ static void put(struct template *t, struct hot_set *set, enum hot_set_state stat
 	snprintf(t->hot_set_why, sizeof t->hot_set_why, "%s", why ?: "");
 }
 
-static int open_set(struct template *t, const char *path, struct error *err)
+static int open_set(struct template *t, const char *path, struct hot_loader *loader, struct error *err)
 {
 	struct hot_set_image image;
 	struct hot_set *set;
@@ -64,19 +65,19 @@ static int open_set(struct template *t, const char *path, struct error *err)
 
 	if (r < 0)
 		return error_set(err, r, "io_error", "cannot read the image '%s': %s", t->memory, strerror(-r));
-	r = hot_set_open(path, &image, t->source, &set, err);
+	r = hot_set_open(path, &image, loader, t->source, &set, err);
 	if (r < 0)
 		return r;
 	put(t, set, HOT_SET_READY, NULL);
 	return 0;
 }
 
-void hot_set_open_for(struct template *t)
+void hot_set_open_for(struct packer *packer, struct template *t)
 {
 	_cleanup_free_ char *path = path_of(t);
 	struct error err;
 
-	if (path && open_set(t, path, &err) < 0 && strcmp(err.code, "hot_set_missing"))
+	if (path && open_set(t, path, packer->loader, &err) < 0 && strcmp(err.code, "hot_set_missing"))
 		log_warning(NULL, "template %s: %s: it is made again when a fork has been prefetched", t->name,
 			    err.message);
 }
@@ -109,7 +110,7 @@ static void build(struct packer *packer, const struct task *task)
 	if (r == 0 && (r = template_check_unchanged(t, &err)) < 0)
 		unlink(path);
 	if (r == 0)
-		r = open_set(t, path, &err);
+		r = open_set(t, path, packer->loader, &err);
 	if (r == 0) {
 		log_info(NULL, "template %s: %zu hot pages packed into '%s'", t->name, task->count, path);
 	} else {
@@ -152,7 +153,7 @@ static void *packer_main(void *data)
 		if (task->pages)
 			build(packer, task);
 		else if (!packer->stopping)
-			hot_set_open_for(task->template);
+			hot_set_open_for(packer, task->template);
 		task_free(task);
 
 		pthread_mutex_lock(&packer->lock);
@@ -211,8 +212,14 @@ int packer_new(struct packer **ret, struct error *err)
 	pthread_mutex_init(&packer->lock, NULL);
 	pthread_cond_init(&packer->wanted, NULL);
 	packer->tail = &packer->tasks;
-	int r = pthread_create(&packer->thread, NULL, packer_main, packer);
+	int r = hot_loader_new(&packer->loader, err);
+	if (r < 0) {
+		free(packer);
+		return r;
+	}
+	r = pthread_create(&packer->thread, NULL, packer_main, packer);
 	if (r != 0) {
+		hot_loader_free(packer->loader);
 		free(packer);
 		return error_set(err, -r, "io_error", "cannot start the thread that packs hot sets: %s", strerror(r));
 	}
@@ -230,6 +237,7 @@ void packer_free(struct packer *packer)
 	pthread_cond_signal(&packer->wanted);
 	pthread_mutex_unlock(&packer->lock);
 	pthread_join(packer->thread, NULL);
+	hot_loader_free(packer->loader);
 	pthread_cond_destroy(&packer->wanted);
 	pthread_mutex_destroy(&packer->lock);
 	free(packer);

@@ -10,13 +10,13 @@
 struct packer;
 
 int packer_new(struct packer **ret, struct error *err);
-/* Gives up what is being made, and joins the thread. NULL is fine. */
+/* Gives up what is being made, and joins the thread; no template and no session has a set any more. NULL is fine. */
 void packer_free(struct packer *packer);
 
 /* Looks whether TEMPLATE has a set from before. Any thread; never waits. */
 void packer_open(struct packer *packer, struct template *template);
 /* The same on this thread: forks that come next have it. */
-void hot_set_open_for(struct template *template);
+void hot_set_open_for(struct packer *packer, struct template *template);
 /*
  * Makes a new one of PAGES, which it takes: COUNT page numbers of the image in the list's order. Nothing where one is being made or tried for the
  * same list. Any thread; never waits.

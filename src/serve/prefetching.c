@@ -239,7 +239,15 @@ static void done(struct prefetch_job *job, int result)
 {
 	struct prefetch_request *request = (struct prefetch_request *)job;
 	struct server *server = request->server;
+	struct session *s = request->session;
 	struct fork *fork;
+
+	/* Its memory may be let go long before the VM ends. */
+	if (job->hot) {
+		pthread_rwlock_wrlock(&s->hot_lock);
+		hot_reader_clear(&s->hot);
+		pthread_rwlock_unlock(&s->hot_lock);
+	}
 
 	pthread_mutex_lock(&server->lock);
 	for (fork = server->forks; fork && fork->serial != request->serial; fork = fork->next)

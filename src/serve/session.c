@@ -29,6 +29,7 @@ int session_new(const char *fork_id, pid_t pid, int pidfd, struct guest_memory *
 		s->orphans[i] = -1;
 	atomic_init(&s->recording, record);
 	pthread_mutex_init(&s->lock, NULL);
+	pthread_rwlock_init(&s->hot_lock, NULL);
 	*ret = s;
 	return 0;
 }
@@ -47,6 +48,7 @@ void session_unref(struct session *s)
 		s->observer->release(s->observer->data, s->observed);
 	cleanup_close(&s->pidfd);
 	pthread_mutex_destroy(&s->lock);
+	pthread_rwlock_destroy(&s->hot_lock);
 	free(s->record);
 	free(s->given_zeros);
 	free(s);

@@ -51,7 +51,8 @@ struct session {
 
 	/* A list that is streamed to it; set once, and freed with the memory. */
 	_Atomic(struct stream *) stream;
-	struct hot_reader hot; /* of its template's packed hot set; set before the stream, and freed with it */
+	pthread_rwlock_t hot_lock; /* held exclusively only to end it */
+	struct hot_reader hot; /* of its template's packed hot set, from before there is a stream until it has ended */
 
 	_Atomic uint64_t faults, copied, zeroed, neighbours, poisoned, deferrals, slow;
 	struct histogram stall;

@@ -156,7 +156,7 @@ int server_template_add(struct server *server, const struct template_spec *spec,
 		if (r < 0)
 			return r;
 		if (t->packs)
-			hot_set_open_for(t);
+			hot_set_open_for(server->packer, t);
 	}
 
 	LOCK_SCOPE(&server->lock);

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -20,7 +21,8 @@
 
 struct hot_set {
 	_Atomic unsigned refs;
-	int fd;
+	int fd, direct_fd;
+	struct hot_memory *memory; /* NULL: it is read by way of the page cache */
 	char *path;
 	struct source *like; /* NULL: not slowed down */
 	struct hot_set_header header;
@@ -148,14 +150,15 @@ static int read_table(struct hot_set *set, struct error *err)
 	return sort_table(set, table, err);
 }
 
-int hot_set_open(const char *path, const struct hot_set_image *image, struct source *like, struct hot_set **ret,
-		 struct error *err)
+int hot_set_open(const char *path, const struct hot_set_image *image, struct hot_loader *loader, struct source *like,
+		 struct hot_set **ret, struct error *err)
 {
 	_cleanup_hot_set_ struct hot_set *set = calloc(1, sizeof *set);
 	if (!set)
 		return error_set(err, -ENOMEM, "io_error", "out of memory");
 	atomic_init(&set->refs, 1);
 	set->like = like;
+	set->direct_fd = -1;
 	set->path = strdup(path);
 	set->fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
 	if (set->fd < 0)
@@ -168,6 +171,14 @@ int hot_set_open(const char *path, const struct hot_set_image *image, struct sou
 		return r;
 	/* What is wanted of it is asked for, in its own order. */
 	posix_fadvise(set->fd, 0, 0, POSIX_FADV_RANDOM);
+	if (loader) {
+		char link[64];
+
+		snprintf(link, sizeof link, "/proc/self/fd/%d", set->fd);
+		set->direct_fd = open(link, O_RDONLY | O_CLOEXEC | O_DIRECT);
+		set->memory = hot_memory_new(loader, set->fd, set->direct_fd, hot_set_data_offset(&set->header),
+					     set->header.stored);
+	}
 	*ret = TAKE_PTR(set);
 	return 0;
 }
@@ -182,6 +193,9 @@ void hot_set_unref(struct hot_set *set)
 {
 	if (!set || atomic_fetch_sub_explicit(&set->refs, 1, memory_order_acq_rel) != 1)
 		return;
+	hot_memory_free(set->memory);
+	if (set->direct_fd >= 0)
+		close(set->direct_fd);
 	if (set->fd >= 0)
 		close(set->fd);
 	free(set->path);
@@ -248,6 +262,7 @@ bool hot_set_find(const struct hot_set *set, uint64_t page, uint64_t most, struc
 int hot_reader_init(struct hot_reader *reader, struct hot_set *set)
 {
 	*reader = (struct hot_reader){ .set = set };
+	reader->held = set && set->memory && hot_memory_enter(set->memory) == 0;
 	if (!set || !set->like || !source_is_slowed(set->like))
 		return 0;
 	reader->charged = calloc(chunk_count(&set->header) / 64 + 1, sizeof *reader->charged);
@@ -256,6 +271,8 @@ int hot_reader_init(struct hot_reader *reader, struct hot_set *set)
 
 void hot_reader_clear(struct hot_reader *reader)
 {
+	if (reader->held)
+		hot_memory_leave(reader->set->memory);
 	hot_set_unref(reader->set);
 	free(reader->charged);
 	*reader = (struct hot_reader){ 0 };
@@ -313,6 +330,32 @@ static int give_up(struct hot_set *set, const char *why)
 	return -EBADMSG;
 }
 
+/* A chunk's bytes, which are checked unless one of MARKS says that they have been. */
+static bool is_right(const struct hot_set *set, _Atomic uint64_t *marks, uint64_t chunk, const void *bytes,
+		     uint64_t pages)
+{
+	if (get_bit(marks, chunk))
+		return true;
+	if (XXH3_64bits(bytes, pages * HOT_SET_PAGE) != set->digests[chunk])
+		return false;
+	set_bit(marks, chunk);
+	return true;
+}
+
+/* From memory that is ours, where nobody changes what has been checked; what has been let go and read again is checked again. */
+static int find_held(struct hot_set *set, const struct hot_run *run, bool wait, uint64_t chunk, uint64_t pages,
+		     const void **ret)
+{
+	const char *bytes;
+	int r = hot_memory_find(set->memory, run->index, wait, &bytes);
+
+	if (r < 0)
+		return r;
+	*ret = bytes;
+	bytes -= (run->index - chunk * HOT_SET_CHUNK) * HOT_SET_PAGE;
+	return is_right(set, hot_memory_marks(set->memory), chunk, bytes, pages) ? 0 : -EILSEQ;
+}
+
 int hot_reader_read(struct hot_reader *reader, const struct hot_run *run, bool wait, void *buffer, const void **ret)
 {
 	struct hot_set *set = reader->set;
@@ -322,20 +365,22 @@ int hot_reader_read(struct hot_reader *reader, const struct hot_run *run, bool w
 
 	if (r < 0)
 		return r;
-	if (get_bit(set->checked, chunk)) {
+	if (reader->held) {
+		r = find_held(set, run, wait, chunk, pages, ret);
+	} else if (get_bit(set->checked, chunk)) {
 		*ret = buffer;
 		r = read_bytes(set, wait, buffer, run->index, run->count);
 	} else {
 		*ret = (char *)buffer + (run->index - first) * HOT_SET_PAGE;
 		r = read_bytes(set, wait, buffer, first, pages);
-		if (r == 0 && XXH3_64bits(buffer, pages * HOT_SET_PAGE) != set->digests[chunk])
-			return give_up(set, "has pages that are not what was written");
-		if (r == 0)
-			set_bit(set->checked, chunk);
+		if (r == 0 && !is_right(set, set->checked, chunk, buffer, pages))
+			r = -EILSEQ;
 	}
 	if (r == 0 || r == -EAGAIN)
 		return r;
-	return give_up(set, r == -ENODATA ? "has become shorter" : "cannot be read");
+	return give_up(set, r == -EILSEQ    ? "has pages that are not what was written"
+			    : r == -ENODATA ? "has become shorter"
+					    : "cannot be read");
 }
 
 void hot_reader_advise(struct hot_reader *reader, uint64_t index)
@@ -343,6 +388,10 @@ void hot_reader_advise(struct hot_reader *reader, uint64_t index)
 	struct hot_set *set = reader->set;
 	uint64_t advised = atomic_load_explicit(&set->advised, memory_order_relaxed);
 
+	if (reader->held) {
+		hot_memory_want(set->memory, index);
+		return;
+	}
 	if (reader->charged || (index + AHEAD / 2 < advised && index + 2 * AHEAD > advised))
 		return;
 	/* Another thread's news may be lost, or its advice be given twice: neither matters. */

@@ -16,6 +16,7 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "template/hot_loader.h"
 #include "template/source.h"
 
 #define HOT_SET_PAGE   4096u
@@ -43,11 +44,11 @@ int hot_set_build(const char *path, int image_fd, const struct hot_set_image *im
 		  const _Atomic bool *stopping, struct error *err);
 
 /*
- * LIKE: reading it takes as long as reading this source, if that has been slowed down for a test. Codes: hot_set_missing; hot_set_stale, of another image;
+ * LOADER, which outlives it, reads it; NULL: nothing is held in memory. LIKE: reading it takes as long as reading this source, if that has been slowed down for a test. Codes: hot_set_missing; hot_set_stale, of another image;
  * hot_set_damaged; io_error. The caller has the first reference.
  */
-int hot_set_open(const char *path, const struct hot_set_image *image, struct source *like, struct hot_set **ret,
-		 struct error *err);
+int hot_set_open(const char *path, const struct hot_set_image *image, struct hot_loader *loader, struct source *like,
+		 struct hot_set **ret, struct error *err);
 struct hot_set *hot_set_ref(struct hot_set *set);
 void hot_set_unref(struct hot_set *set);
 DEFINE_CLEANUP(struct hot_set, hot_set_unref)
@@ -68,10 +69,11 @@ struct hot_run {
 /* From image page PAGE on, at most MOST. False: the set does not have PAGE, or is not to be relied on any more. Any thread. */
 bool hot_set_find(const struct hot_set *set, uint64_t page, uint64_t most, struct hot_run *ret);
 
-/* What one fork has read of a set: only a slow source wants it to be remembered. */
+/* One fork's way to a set. */
 struct hot_reader {
-	struct hot_set *set; /* NULL: none; a reference */
-	_Atomic uint64_t *charged;
+	struct hot_set *set;	   /* NULL: none; a reference */
+	bool held;		   /* its pages are, or come to be, in memory of the server's own */
+	_Atomic uint64_t *charged; /* what it has read, where the source is a slowed one */
 };
 
 /* Takes SET, which may be NULL. 0 or -ENOMEM. */
