@@ -44,6 +44,11 @@ static char *path_of(const struct template *t)
 struct hot_set *hot_set_of(struct template *t)
 {
 	LOCK_SCOPE(&t->hot_set_lock);
+	if (t->hot_set && hot_set_is_broken(t->hot_set)) {
+		hot_set_unref(TAKE_PTR(t->hot_set));
+		t->hot_set_state = HOT_SET_NONE;
+		t->hot_set_tried = false; /* the same list is worth another try */
+	}
 	return t->hot_set ? hot_set_ref(t->hot_set) : NULL;
 }
 

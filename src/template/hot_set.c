@@ -206,6 +206,11 @@ void hot_set_unref(struct hot_set *set)
 	free(set);
 }
 
+bool hot_set_is_broken(const struct hot_set *set)
+{
+	return atomic_load_explicit(&set->broken, memory_order_relaxed);
+}
+
 uint64_t hot_set_list(const struct hot_set *set)
 {
 	return set->header.list;

@@ -54,6 +54,8 @@ void hot_set_unref(struct hot_set *set);
 DEFINE_CLEANUP(struct hot_set, hot_set_unref)
 #define _cleanup_hot_set_ _cleanup_(cleanup_hot_set_unref)
 
+/* It has proved damaged, and gives no page any more. */
+bool hot_set_is_broken(const struct hot_set *set);
 /* Of the list that it was made for. */
 uint64_t hot_set_list(const struct hot_set *set);
 uint64_t hot_set_bytes(const struct hot_set *set); /* of the file */
