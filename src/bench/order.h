@@ -79,7 +79,8 @@ struct order_run {
 	const struct workload *workload;
 	struct trace *spread[2]; /* the workload's, where the situation deals them out */
 	bool has_template;
-	bool unobserved; /* there is no observation here */
+	const char *own_list; /* the template's own, or NULL */
+	bool unobserved;      /* there is no observation here */
 	bool kvm_tried;
 	char vmm[4096];	       /* the program that runs guests under KVM */
 	char kvm_missing[512]; /* why they are of no use here; empty: they are */
@@ -96,9 +97,12 @@ struct order_visit {
 	const char *hot_list; /* streamed; NULL: nothing is prefetched */
 	bool ahead;	      /* it is there before the guest runs */
 	bool kernel;	      /* what the kernel saw is wanted as well */
+	bool unrecorded;      /* no lists are wanted: as in production */
 
 	struct replay_result result;
 	uint64_t faults; /* demand faults, as the server counts them */
+	bool streamed;	 /* then, as the server counts them: */
+	uint64_t late, missing, neighbours;
 	struct hotlist *loop, *seen;
 };
 

@@ -50,7 +50,7 @@ int order_add_template(struct order_run *run, struct error *err)
 	}
 	if (r >= 0)
 		r = bench_server_add_slow_template(&run->server, ORDER_TEMPLATE, w->image_path,
-						   inject[0] ? inject : NULL, err);
+						   inject[0] ? inject : NULL, run->own_list, err);
 	run->has_template = r >= 0;
 	return r;
 }
@@ -142,7 +142,14 @@ int order_collect(struct order_run *run, struct order_visit *visit, const char *
 	if (r < 0)
 		return r;
 	visit->faults = (uint64_t)json_integer_value(json_object_get(fork, "faults"));
+	const json_t *stream = json_object_get(fork, "stream");
+	visit->streamed = json_is_object(stream);
+	visit->late = (uint64_t)json_integer_value(json_object_get(stream, "late"));
+	visit->missing = (uint64_t)json_integer_value(json_object_get(stream, "missing"));
+	visit->neighbours = (uint64_t)json_integer_value(json_object_get(fork, "neighbour_pages"));
 	json_decref(fork);
+	if (visit->unrecorded)
+		return 0;
 	r = fetch_list(run, id, "loop", &visit->loop, err);
 	if (r < 0 || !visit->kernel || run->unobserved)
 		return r;
@@ -184,15 +191,17 @@ int order_visit(struct order_run *run, struct order_visit *visit, struct error *
 	char id[24], socket[SOCKET_PATH_SIZE];
 	struct ready ready = { run, id };
 	struct replay_config config = order_replay(run, visit->trace);
-	struct bench_fork fork = {
-		.template = ORDER_TEMPLATE, .id = id, .hot_list = visit->hot_list, .stream = !visit->ahead, .record = true
-	};
+	struct bench_fork fork = { .template = ORDER_TEMPLATE,
+				   .id = id,
+				   .hot_list = visit->hot_list,
+				   .stream = !visit->ahead,
+				   .record = !visit->unrecorded };
 	struct replay_guest *guest = NULL;
 	int r = processes_check_stop(&run->bench->processes, err);
 
 	if (run->situation->kvm)
 		return order_visit_kvm(run, visit, err);
-	if (r >= 0 && run->situation->slow == SLOW_COLD) {
+	if (r >= 0 && run->situation->slow == SLOW_COLD && !run->own_list) {
 		r = order_make_cold(run, err);
 		if (r >= 0)
 			r = order_add_template(run, err);

@@ -7,6 +7,7 @@
 
 #include "bench/floor_served.h"
 #include "bench/order.h"
+#include "bench/packed.h"
 
 /* Added time over another way's: docs/benchmarks.md says where these come from. */
 #define TARGET_WARM_MMAP   0.8
@@ -51,25 +52,27 @@ struct way {
 	const char *id, *label;
 	enum { PRESENT, PLAIN, FLOOR, OURS } by;
 	enum { NO_LIST, BY_ADDRESS, BY_LOOP, BY_KERNEL } list;
-	bool ahead;
+	bool ahead, packed;
 };
 
 static const struct way ways[] = {
-	{ "present", "everything present", PRESENT, NO_LIST, false },
-	{ "mmap", "plain mmap of the image", PLAIN, NO_LIST, false },
-	{ "loop", "bare fault loop", FLOOR, NO_LIST, false },
-	{ "sorted", "sorted list, one page a call, before it runs", FLOOR, BY_ADDRESS, true },
-	{ "faults", "faultline, demand faults alone", OURS, NO_LIST, false },
-	{ "eager", "faultline, eager", OURS, BY_KERNEL, true },
-	{ "stream_address", "faultline, stream, by address", OURS, BY_ADDRESS, false },
-	{ "stream_loop", "faultline, stream, the fault loop's order", OURS, BY_LOOP, false },
-	{ "stream", "faultline, stream, the kernel's order", OURS, BY_KERNEL, false },
+	{ "present", "everything present", PRESENT, NO_LIST, false, false },
+	{ "mmap", "plain mmap of the image", PLAIN, NO_LIST, false, false },
+	{ "loop", "bare fault loop", FLOOR, NO_LIST, false, false },
+	{ "sorted", "sorted list, one page a call, before it runs", FLOOR, BY_ADDRESS, true, false },
+	{ "faults", "faultline, demand faults alone", OURS, NO_LIST, false, false },
+	{ "eager", "faultline, eager", OURS, BY_KERNEL, true, false },
+	{ "stream_address", "faultline, stream, by address", OURS, BY_ADDRESS, false, false },
+	{ "stream_loop", "faultline, stream, the fault loop's order", OURS, BY_LOOP, false, false },
+	{ "stream", "faultline, stream, the kernel's order", OURS, BY_KERNEL, false, false },
+	{ "packed", "the same, from a packed hot set", OURS, BY_KERNEL, false, true },
 };
 #define WAYS (sizeof ways / sizeof *ways)
 
 struct ready_run {
 	struct order_run order;
 	struct hotlist *lists[BY_KERNEL + 1];
+	struct packed packed;
 };
 
 static const struct way *way_of(const struct side *side)
@@ -96,8 +99,9 @@ static int run_guest(const struct replay_config *config, struct side *side, stru
 	if (r >= 0)
 		r = order_check_pages(&result, err);
 	if (r >= 0) {
-		side_add(side, "added_ms", (double)result.added_ns / 1e6);
+		side_add(side, "before_ms", (double)result.before_ns / 1e6);
 		side_add(side, "stall_ms", (double)result.all.stall_ns / 1e6);
+		side_add(side, "added_ms", (double)result.added_ns / 1e6);
 	}
 	replay_free(guest);
 	return r;
@@ -127,19 +131,59 @@ static int run_on_floor(struct ready_run *run, const struct way *way, struct sid
 	return r;
 }
 
+static void add_figures(struct ready_run *run, const struct way *way, struct side *side,
+			const struct order_visit *visit, size_t listed)
+{
+	const struct hotlist *truth = run->order.workload->truth[1], *list = run->lists[way->list];
+
+	side_add(side, "faults", (double)visit->faults);
+	if (list) {
+		size_t common = order_count_common(list, truth);
+
+		side_add(side, "late", (double)visit->late);
+		side_add(side, "unused", (double)(listed - common));
+		side_add(side, "missing", (double)(visit->streamed ? visit->missing : truth->count - common));
+		side_add(side, "neighbours", (double)visit->neighbours);
+	}
+	side_add(side, "before_ms", (double)visit->result.before_ns / 1e6);
+	side_add(side, "stall_ms", (double)visit->result.all.stall_ns / 1e6);
+	side_add(side, "added_ms", (double)visit->result.added_ns / 1e6);
+}
+
+static int visit(struct ready_run *run, const struct way *way, struct side *side, struct error *err)
+{
+	const struct hotlist *list = run->lists[way->list];
+	struct order_visit visit = { .trace = 1, .ahead = way->ahead, .unrecorded = true };
+	char path[400];
+	size_t listed = 0;
+	int r = list && !way->packed ? order_save(&run->order, list, path, err) : 0;
+
+	visit.hot_list = !list ? NULL : way->packed ? run->packed.list : path;
+	if (r >= 0 && list && hotlist_count_distinct(list, &listed) < 0)
+		r = error_set(err, -ENOMEM, "bench_failed", "there is not enough memory for the lists");
+	if (r >= 0)
+		r = order_visit(&run->order, &visit, err);
+	if (r >= 0)
+		add_figures(run, way, side, &visit, listed);
+	order_visit_clear(&visit);
+	return r;
+}
+
 static int run_ours(struct ready_run *run, const struct way *way, struct side *side, struct error *err)
 {
 	struct bench_server *server = &run->order.server;
 	uint64_t before, after;
-	int r = bench_server_cpu_ns(server, &before, err);
+	int r = way->packed ? packed_enter(&run->order, &run->packed, err) : 0;
 
 	if (r >= 0)
-		r = order_add_stream(&run->order, side, run->lists[way->list], way->ahead, err);
+		r = bench_server_cpu_ns(server, &before, err);
+	if (r >= 0)
+		r = visit(run, way, side, err);
 	if (r >= 0)
 		r = bench_server_cpu_ns(server, &after, err);
 	if (r >= 0)
 		side_add(side, "server_ms", (double)(after - before) / 1e6);
-	return r;
+	return r >= 0 && way->packed ? packed_leave(&run->order, err) : r;
 }
 
 static int measure(struct bench *bench, struct bench_case *c __attribute__((unused)), struct side *side,
@@ -186,6 +230,7 @@ static int record(struct ready_run *run, struct error *err)
 
 static void forget(struct ready_run *run)
 {
+	packed_forget(&run->packed);
 	for (size_t i = 0; i <= BY_KERNEL; i++) {
 		hotlist_free(run->lists[i]);
 		run->lists[i] = NULL;
@@ -203,6 +248,7 @@ static void add_ways(const struct ready_run *run, struct bench_case *c)
 	for (size_t i = 0; i < WAYS; i++) {
 		bool wanted = run->order.situation->slow != SLOW_REMOTE || can_be_slow(&ways[i]);
 
+		wanted = wanted && (!ways[i].packed || run->packed.there);
 		if (wanted && (ways[i].list == NO_LIST || run->lists[ways[i].list]))
 			case_add_side(c, ways[i].id, ways[i].label);
 	}
@@ -219,17 +265,17 @@ static bool is_complete(const struct ready_run *run)
 
 static void add_ratios(const struct ready_run *run, struct bench_case *c)
 {
-	const char *ours = run->lists[BY_KERNEL] ? "stream" : "stream_loop";
+	const char *ours = run->packed.there ? "packed" : run->lists[BY_KERNEL] ? "stream" : "stream_loop";
 	double cold = is_complete(run) ? TARGET_COLD_COMPLETE : TARGET_COLD;
 
 	switch (run->order.situation->slow) {
 	case SLOW_REMOTE:
-		case_add_ratio(c, (struct ratio){ .label = "added time: stream / by address",
+		case_add_ratio(c, (struct ratio){ .label = "added time: ours / by address",
 						  .metric = "added_ms",
 						  .of = ours,
 						  .to = "stream_address",
 						  .target = TARGET_SLOW });
-		case_add_ratio(c, (struct ratio){ .label = "demand faults: stream / by address",
+		case_add_ratio(c, (struct ratio){ .label = "demand faults: ours / by address",
 						  .metric = "faults",
 						  .of = ours,
 						  .to = "stream_address",
@@ -239,12 +285,12 @@ static void add_ratios(const struct ready_run *run, struct bench_case *c)
 		break;
 	}
 	bool is_cold = run->order.situation->slow == SLOW_COLD;
-	case_add_ratio(c, (struct ratio){ .label = "added time: stream / plain mmap",
+	case_add_ratio(c, (struct ratio){ .label = "added time: ours / plain mmap",
 					  .metric = "added_ms",
 					  .of = ours,
 					  .to = "mmap",
 					  .target = is_cold ? cold : TARGET_WARM_MMAP });
-	case_add_ratio(c, (struct ratio){ .label = "added time: stream / sorted before it runs",
+	case_add_ratio(c, (struct ratio){ .label = "added time: ours / sorted before it runs",
 					  .metric = "added_ms",
 					  .of = ours,
 					  .to = "sorted",
@@ -265,6 +311,9 @@ static int run_case(struct ready_run *run, struct error *err)
 	int r = order_add_template(&run->order, err);
 	if (r >= 0)
 		r = record(run, err);
+	/* Where the image is in memory, nobody would read it. */
+	if (r >= 0 && s->slow != SLOW_NONE && run->lists[BY_KERNEL])
+		r = packed_make(&run->order, run->lists[BY_KERNEL], &run->packed, err);
 	if (r == -EBUSY && !strcmp(err->code, "not_cold")) {
 		case_skip(c, "%s", err->message);
 		return bench_add_case(run->order.bench, c, err);

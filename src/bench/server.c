@@ -160,9 +160,10 @@ static int call(struct bench_server *server, const char *method, const char *pat
 }
 
 int bench_server_add_slow_template(struct bench_server *server, const char *name, const char *path, const char *inject,
-				   struct error *err)
+				   const char *hot_list, struct error *err)
 {
-	json_t *body = json_pack("{s:s,s:s,s:s*}", "name", name, "memory", path, "inject", inject);
+	json_t *body =
+		json_pack("{s:s,s:s,s:s*,s:s*}", "name", name, "memory", path, "inject", inject, "hot_list", hot_list);
 
 	if (!body)
 		return error_set(err, -EILSEQ, "bench_failed", "the path %s is not UTF-8: choose another --dir", path);
@@ -172,7 +173,7 @@ int bench_server_add_slow_template(struct bench_server *server, const char *name
 int bench_server_add_template(struct bench_server *server, const char *name, const struct bench_image *image,
 			      struct error *err)
 {
-	return bench_server_add_slow_template(server, name, image->path, NULL, err);
+	return bench_server_add_slow_template(server, name, image->path, NULL, NULL, err);
 }
 
 int bench_server_remove_template(struct bench_server *server, const char *name, struct error *err)
@@ -181,6 +182,14 @@ int bench_server_remove_template(struct bench_server *server, const char *name, 
 
 	snprintf(path, sizeof path, "/v1/templates/%s", name);
 	return call(server, "DELETE", path, NULL, NULL, err);
+}
+
+int bench_server_show_template(struct bench_server *server, const char *name, json_t **ret, struct error *err)
+{
+	char path[128];
+
+	snprintf(path, sizeof path, "/v1/templates/%s", name);
+	return call(server, "GET", path, NULL, ret, err);
 }
 
 int bench_server_create_fork(struct bench_server *server, const char *template, const char *id, const char *hot_list,

@@ -32,7 +32,8 @@ def check_case(case, alone):
     assert case["skipped"] is None, case["skipped"]
     sides = {side["id"]: side["metrics"] for side in case["sides"]}
     expected = alone + OURS
-    assert set(sides) in (set(expected), {*expected, "stream"}), sides.keys()
+    assert set(sides) in (set(expected), {*expected, "stream"}, {*expected, "stream", "packed"}), sides.keys()
+    assert ("packed" in sides) == ("stream" in sides and not case["id"].startswith("warm:")), sides.keys()
     for side, metrics in sides.items():
         for metric, series in metrics.items():
             assert all(math.isfinite(value) for value in series["rounds"]), (side, metric)
