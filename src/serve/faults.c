@@ -194,7 +194,7 @@ static bool supply_peeked(const struct demand *d, uint64_t size, uint64_t offset
 	if (supply.outcome == SUPPLY_FAILED && supply.error == -EFAULT)
 		return false; /* the image has been cut short: reading it tells */
 	settle(d, false, &supply);
-	bring_neighbours(d);
+	bring_neighbours(d, NULL);
 	return true;
 }
 
@@ -252,7 +252,7 @@ static void supply_from_source(const struct demand *d, uint64_t size)
 			read.source_ns = now_ns();
 		struct supply supply = guest_memory_supply(s->memory, d->page, 1, pager->buffer, pager->wake);
 		settle(&read, false, &supply);
-		bring_neighbours(&read);
+		bring_neighbours(&read, NULL);
 	}
 }
 

@@ -10,12 +10,17 @@
 
 struct neighbours {
 	const struct demand *demand;
+	const struct block *block; /* has been read; NULL: nothing has */
 	uint64_t page_size;
 };
 
 /* Bytes of COUNT pages from PAGE on, if they can be had without waiting. MAPPED: in the image's own mapping. */
-static const void *find_bytes(const struct neighbours *n, uint64_t count, uint64_t offset, bool *mapped)
+static const void *find_bytes(const struct neighbours *n, uint64_t page, uint64_t count, uint64_t offset, bool *mapped)
 {
+	*mapped = false;
+	if (n->block)
+		return n->block->count > 1 ? n->block->bytes + (page - n->block->first) * n->page_size : NULL;
+
 	struct pager *pager = n->demand->pager;
 	struct source *source = n->demand->session->template->source;
 	const void *bytes = source_peek(source, count * n->page_size, offset, n->demand->read_ns);
@@ -35,7 +40,7 @@ static bool supply_run(const struct neighbours *n, uint64_t page, uint64_t count
 	uint64_t offset = region_image_offset(region, page);
 	struct supply supply;
 	bool mapped;
-	const void *bytes = find_bytes(n, count, offset, &mapped);
+	const void *bytes = find_bytes(n, page, count, offset, &mapped);
 
 	if (!bytes)
 		return false;
@@ -54,26 +59,42 @@ static bool supply_run(const struct neighbours *n, uint64_t page, uint64_t count
 	return supply.outcome == SUPPLY_DONE;
 }
 
-void bring_neighbours(const struct demand *d)
+/* A recording that lacks pages which the guest would have asked for is worth less than the time. */
+static bool are_wanted(const struct demand *d, const struct region *region)
 {
-	struct session *s = d->session;
-	const struct guest_memory *memory = s->memory;
-	const struct region *region = regions_of_page(memory->regions, memory->region_count, d->page);
-	const struct neighbours n = { .demand = d, .page_size = region->page_size };
+	return d->unlisted && region->page_size == d->pager->host_page_size && !session_ended(d->session) &&
+	       !atomic_load_explicit(&d->session->recording, memory_order_relaxed);
+}
 
-	/* A recording that lacks pages which the guest would have asked for is worth less than the time. */
-	if (!d->unlisted || region->page_size != d->pager->host_page_size || session_ended(s) ||
-	    atomic_load_explicit(&s->recording, memory_order_relaxed))
-		return;
-	uint64_t first = d->page - (d->page - region->first_page) % NEIGHBOURS, end = first + NEIGHBOURS;
+void find_neighbours(const struct demand *d, uint64_t *ret_first, uint64_t *ret_count)
+{
+	const struct guest_memory *memory = d->session->memory;
+	const struct region *region = regions_of_page(memory->regions, memory->region_count, d->page);
 	uint64_t region_end = region->first_page + region->size / region->page_size;
 
-	for (uint64_t page = first; page < end && page < region_end;) {
-		uint64_t most = (end < region_end ? end : region_end) - page;
-		uint64_t count = page_states_run(memory->states, page, most, PAGE_ABSENT);
+	*ret_first = d->page;
+	*ret_count = 1;
+	if (!are_wanted(d, region))
+		return;
+	*ret_first = d->page - (d->page - region->first_page) % NEIGHBOURS;
+	*ret_count = region_end - *ret_first < NEIGHBOURS ? region_end - *ret_first : NEIGHBOURS;
+}
 
-		if (count > 0 && (!guest_memory_piece(memory, page) || !supply_run(&n, page, count)))
+void bring_neighbours(const struct demand *d, const struct block *block)
+{
+	const struct guest_memory *memory = d->session->memory;
+	const struct region *region = regions_of_page(memory->regions, memory->region_count, d->page);
+	const struct neighbours n = { .demand = d, .block = block, .page_size = region->page_size };
+	uint64_t first, count;
+
+	find_neighbours(d, &first, &count);
+	if (count == 1)
+		return;
+	for (uint64_t page = first, end = first + count; page < end;) {
+		uint64_t run = page_states_run(memory->states, page, end - page, PAGE_ABSENT);
+
+		if (run > 0 && (!guest_memory_piece(memory, page) || !supply_run(&n, page, run)))
 			return;
-		page += count ?: 1;
+		page += run ?: 1;
 	}
 }

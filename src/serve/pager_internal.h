@@ -111,8 +111,16 @@ void poison(const struct demand *demand, int error);
 void settle(const struct demand *demand, bool zero, const struct supply *supply);
 
 /* neighbours.c; the gate is held shared */
-/* D's page has been supplied: small pages beside it as well, where they can be had at once and are not in the fork's list. */
-void bring_neighbours(const struct demand *d);
+/* Pages that were read together. */
+struct block {
+	uint64_t first, count;
+	const char *bytes;
+};
+
+/* The pages that D's had best come with, itself among them: more than one only where it is a small one that is not in the list streamed to its fork. */
+void find_neighbours(const struct demand *d, uint64_t *ret_first, uint64_t *ret_count);
+/* D's page has been supplied: those as well, from BLOCK, which has them all or D's page alone; or NULL: where they can be had at once. */
+void bring_neighbours(const struct demand *d, const struct block *block);
 
 /* slow_faults.c */
 /* The page is absent and not in memory: asks the device, and goes on with other faults. */

@@ -11,6 +11,7 @@ struct slow_fault {
 	struct pager *pager;
 	struct session *session; /* a use */
 	uint64_t page;
+	uint64_t first, count; /* pages that are read: it, and maybe others beside it */
 	bool unlisted;
 	uint64_t read_ns;
 	uint64_t source_ns; /* the bytes have come; 0 where nobody asks */
@@ -93,9 +94,13 @@ static void resolve(struct slow_fault *slow, int result, enum wake wake)
 	} else if (result < 0) {
 		poison(&d, result);
 	} else {
-		struct supply supply = guest_memory_supply(s->memory, slow->page, 1, slow->read.buffer, wake);
+		const struct block block = { slow->first, slow->count, slow->read.buffer };
+		size_t page_size = slow->buffer_size / slow->count;
+		struct supply supply = guest_memory_supply(s->memory, slow->page, 1,
+							   block.bytes + (slow->page - slow->first) * page_size, wake);
 		settle(&d, false, &supply);
-		bring_neighbours(&d);
+		/* Of an image in a file, those beside it have come to the page cache with it. */
+		bring_neighbours(&d, slow->count > 1 ? &block : NULL);
 	}
 }
 
@@ -105,8 +110,8 @@ static int slow_start(struct pager *pager, struct slow_fault *slow)
 	const struct guest_memory *memory = slow->session->memory;
 	const struct region *region = regions_of_page(memory->regions, memory->region_count, slow->page);
 
-	slow->read.offset = region_image_offset(region, slow->page);
-	slow->read.length = region->page_size;
+	slow->read.offset = region_image_offset(region, slow->first);
+	slow->read.length = slow->count * region->page_size;
 	slow->read.done = slow_done;
 	pager->slow_count++;
 	pager->slow_bytes += slow->buffer_size;
@@ -136,12 +141,26 @@ static void finish(struct pager *pager, struct slow_fault *slow, int result)
 	session_unuse(s);
 }
 
+/* Its neighbours may be why it could not be read. 1: it is under way once more. */
+static int read_alone(struct pager *pager, struct slow_fault *slow)
+{
+	slow->buffer_size /= slow->count;
+	slow->first = slow->page;
+	slow->count = 1;
+	int r = slow_start(pager, slow);
+	return r < 0 ? r : 1;
+}
+
 static void slow_done(struct io_read *read, int result)
 {
 	struct slow_fault *slow = (struct slow_fault *)read;
 	struct pager *pager = slow->pager;
 
 	slow_release_room(pager, slow);
+	if (result < 0 && slow->count > 1)
+		result = read_alone(pager, slow);
+	if (result > 0)
+		return;
 	if (is_stamped(slow->session))
 		slow->source_ns = now_ns();
 	finish(pager, slow, result);
@@ -160,7 +179,12 @@ void fetch(const struct demand *d, size_t page_size)
 {
 	struct pager *pager = d->pager;
 	struct session *s = d->session;
-	struct slow_fault *slow = slow_new(pager, page_size);
+	uint64_t first = d->page, count = 1;
+
+	/* Images in files have what is beside a page read anyway. */
+	if (!source_can_advise(s->template->source))
+		find_neighbours(d, &first, &count);
+	struct slow_fault *slow = slow_new(pager, count * page_size);
 
 	if (!slow) {
 		watcher_defer(d->watcher, d->address, d->read_ns);
@@ -174,6 +198,8 @@ void fetch(const struct demand *d, size_t page_size)
 	}
 	slow->session = session_use(s);
 	slow->page = d->page;
+	slow->first = first;
+	slow->count = count;
 	slow->unlisted = d->unlisted;
 	slow->read_ns = d->read_ns;
 	slow->source_ns = 0;

@@ -1,5 +1,6 @@
 #include "template/resident.h"
 
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -142,6 +143,7 @@ void resident_view_refresh(struct resident_view *view)
 			if (!(vec[i] & 1) && get_bit(view, first + i))
 				set_bit(view, first + i, false);
 		map_resident(view, first, count, vec);
+		sched_yield(); /* a guest that starts just now on this CPU goes first */
 	}
 	view->looked_ns = now;
 	atomic_store_explicit(&view->believed_until_ns, now_ns() + BELIEVED_NS, memory_order_release);
