@@ -17,7 +17,7 @@
  * behind them.
  */
 #define READERS		16
-#define READS_OF_STREAM 8
+#define READS_OF_STREAM 16
 #define BYTES_OF_STREAM (256u << 10)
 /* Where a whole window's reads can be started at once, so many windows of a stream are under way. */
 #define WINDOWS_ADVISED 4

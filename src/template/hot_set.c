@@ -10,6 +10,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "template/hot_set_file.h"
 
@@ -270,7 +271,7 @@ int hot_reader_init(struct hot_reader *reader, struct hot_set *set)
 	reader->held = set && set->memory && hot_memory_enter(set->memory) == 0;
 	if (!set || !set->like || !source_is_slowed(set->like))
 		return 0;
-	reader->charged = calloc(chunk_count(&set->header) / 64 + 1, sizeof *reader->charged);
+	reader->charged = calloc(chunk_count(&set->header) + 1, sizeof *reader->charged);
 	return reader->charged ? 0 : -ENOMEM;
 }
 
@@ -315,15 +316,24 @@ static int read_bytes(const struct hot_set *set, bool wait, void *buffer, uint64
 	return r == -EAGAIN && wait ? read_exactly(set->fd, buffer, length, offset) : r;
 }
 
-/* A slowed source's chunk costs its time once for each fork. */
+/* A slowed source's chunk costs its time once for each fork: who asks first starts the reading, and all wait for its end. */
 static int charge(struct hot_reader *reader, uint64_t chunk, size_t length, bool wait)
 {
-	if (!reader->charged || get_bit(reader->charged, chunk))
+	uint64_t now = now_ns(), ends;
+
+	if (!reader->charged)
 		return 0;
-	if (!wait)
-		return -EAGAIN;
-	source_wait_as_slowed(reader->set->like, length);
-	set_bit(reader->charged, chunk);
+	ends = atomic_load_explicit(&reader->charged[chunk], memory_order_relaxed);
+	if (!wait || (ends && now >= ends))
+		return ends && now >= ends ? 0 : -EAGAIN;
+	if (ends == 0) {
+		uint64_t mine = now + source_slowed_ns(reader->set->like, length);
+
+		if (atomic_compare_exchange_strong(&reader->charged[chunk], &ends, mine))
+			ends = mine;
+	}
+	struct timespec ts = { .tv_sec = (time_t)(ends / NSEC_PER_SEC), .tv_nsec = (long)(ends % NSEC_PER_SEC) };
+	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &ts, NULL);
 	return 0;
 }
 

@@ -73,9 +73,9 @@ bool hot_set_find(const struct hot_set *set, uint64_t page, uint64_t most, struc
 
 /* One fork's way to a set. */
 struct hot_reader {
-	struct hot_set *set;	   /* NULL: none; a reference */
-	bool held;		   /* its pages are, or come to be, in memory of the server's own */
-	_Atomic uint64_t *charged; /* what it has read, where the source is a slowed one */
+	struct hot_set *set; /* NULL: none; a reference */
+	bool held;	     /* its pages are, or come to be, in memory of the server's own */
+	_Atomic uint64_t *charged; /* when each chunk has been read, where the source is a slowed one; 0: it is not yet asked for */
 };
 
 /* Takes SET, which may be NULL. 0 or -ENOMEM. */

@@ -78,9 +78,9 @@ int source_null_new(uint64_t size, struct source **ret, struct error *err);
  */
 int source_inject_new(struct source *inner, const char *spec, struct source **ret, struct error *err);
 
-/* Whether it is a wrapper that makes all of its image slow, and waiting as long as a read of LENGTH bytes from it would have to. */
+/* Whether it is a wrapper that makes all of its image slow; and in how many ns a read of LENGTH bytes from it that starts now would end. */
 bool source_is_slowed(const struct source *source);
-void source_wait_as_slowed(struct source *source, size_t length);
+uint64_t source_slowed_ns(struct source *source, size_t length);
 
 /* NULL as well where the range ends past the image. */
 const void *source_peek(struct source *source, size_t length, uint64_t offset, uint64_t now_ns);

@@ -135,12 +135,9 @@ bool source_is_slowed(const struct source *source)
 	return source->ops == &inject_ops && !inject->only && (inject->delay_ns || inject->bytes_per_second);
 }
 
-void source_wait_as_slowed(struct source *source, size_t length)
+uint64_t source_slowed_ns(struct source *source, size_t length)
 {
-	uint64_t delay = delay_for((struct source_inject *)source, length);
-	struct timespec ts = { .tv_sec = (time_t)(delay / NSEC_PER_SEC), .tv_nsec = (long)(delay % NSEC_PER_SEC) };
-
-	clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, NULL);
+	return delay_for((struct source_inject *)source, length);
 }
 
 struct unit {

@@ -19,7 +19,7 @@
 #define FIRST 1200ul /* pages of region 0; the rest is region 1, which stands for the image's beginning */
 
 /* Reads of one fork that are under way at once: so far may a page come before its turn. */
-#define UNDER_WAY 8
+#define UNDER_WAY 16
 
 struct scene {
 	struct test_server *server;

@@ -9,7 +9,7 @@
 #include "unit/image_helpers.h"
 
 #define PAGES	8192ull
-#define READS	8 /* of one fork under way at once */
+#define READS	16 /* of one fork under way at once */
 #define WINDOWS 4 /* the same, where all reads of a window can be started */
 
 /* An image of which nothing is in memory, or all; reads of it may be held up. */
