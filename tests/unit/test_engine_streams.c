@@ -10,7 +10,7 @@
 
 #define PAGES	8192ull
 #define READS	16 /* of one fork under way at once */
-#define WINDOWS 4 /* the same, where all reads of a window can be started */
+#define WINDOWS 4  /* the same, where all reads of a window can be started */
 
 /* An image of which nothing is in memory, or all; reads of it may be held up. */
 struct held_source {
