@@ -11,28 +11,48 @@
 #define LOOK_MIN_NS (NSEC_PER_MSEC / 4)
 #define LOOK_MAX_NS (16 * NSEC_PER_MSEC)
 
-/* Where the worker had best be for JOB's next slice; with the engine's lock held. */
-static void choose_cpus(struct prefetch_engine *engine, struct prefetch_job *job, cpu_set_t *ret)
+/* Whether this turn is to find out where JOB's guest runs; with the engine's lock held. Others need not at the same time. */
+static bool begin_look(struct prefetch_job *job)
 {
-	uint64_t now = now_ns();
+	uint64_t now;
 
-	*ret = engine->cpus.allowed;
-	if (!job->stream || !job->find_cpus)
-		return;
-	if (now >= job->cpus.look_ns) {
-		cpu_set_t found;
+	if (!job->stream || !job->find_cpus || (now = now_ns()) < job->cpus.look_ns)
+		return false;
+	job->cpus.look_ns = now + LOOK_MAX_NS;
+	return true;
+}
 
-		CPU_ZERO(&found);
-		job->find_cpus(job, &found);
-		job->cpus.interval_ns = CPU_EQUAL(&found, &job->cpus.set) && job->cpus.interval_ns
-						? 2 * job->cpus.interval_ns
-						: LOOK_MIN_NS;
-		if (job->cpus.interval_ns > LOOK_MAX_NS)
-			job->cpus.interval_ns = LOOK_MAX_NS;
-		job->cpus.look_ns = now_ns() + job->cpus.interval_ns;
-		prefetch_cpus_move(&engine->cpus, &job->cpus, &found);
-	}
-	prefetch_cpus_choose(&engine->cpus, &job->cpus, ret);
+/* Takes its time, and the lock at the end. */
+static void look(struct prefetch_engine *engine, struct prefetch_job *job)
+{
+	cpu_set_t found;
+
+	CPU_ZERO(&found);
+	job->find_cpus(job, &found);
+	LOCK_SCOPE(&engine->lock);
+	job->cpus.interval_ns =
+		CPU_EQUAL(&found, &job->cpus.set) && job->cpus.interval_ns ? 2 * job->cpus.interval_ns : LOOK_MIN_NS;
+	if (job->cpus.interval_ns > LOOK_MAX_NS)
+		job->cpus.interval_ns = LOOK_MAX_NS;
+	job->cpus.look_ns = now_ns() + job->cpus.interval_ns;
+	prefetch_cpus_move(&engine->cpus, &job->cpus, &found);
+}
+
+/* Goes where the worker had best be for JOB's next slice. */
+static void take_place(struct worker *worker, struct prefetch_job *job, bool looks)
+{
+	struct prefetch_engine *engine = worker->engine;
+	cpu_set_t cpus;
+
+	if (looks)
+		look(engine, job);
+	pthread_mutex_lock(&engine->lock);
+	cpus = engine->cpus.allowed;
+	if (job->stream)
+		prefetch_cpus_choose(&engine->cpus, &job->cpus, &cpus);
+	pthread_mutex_unlock(&engine->lock);
+	if (CPU_COUNT(&cpus) > 0 && !CPU_EQUAL(&cpus, &worker->cpus) && sched_setaffinity(0, sizeof cpus, &cpus) == 0)
+		worker->cpus = cpus;
 }
 
 static void forget_cpus(struct prefetch_engine *engine, struct prefetch_job *job)
@@ -43,21 +63,12 @@ static void forget_cpus(struct prefetch_engine *engine, struct prefetch_job *job
 	prefetch_cpus_move(&engine->cpus, &job->cpus, &none);
 }
 
-static void move_to(struct worker *worker, const cpu_set_t *cpus)
-{
-	if (CPU_COUNT(cpus) == 0 || CPU_EQUAL(cpus, &worker->cpus))
-		return;
-	if (sched_setaffinity(0, sizeof *cpus, cpus) == 0)
-		worker->cpus = *cpus;
-}
-
 /* One turn for JOB: its preparation, or a slice. True: it has ended, and no other worker has anything to do with it. */
 static bool give_turn(struct worker *worker, struct prefetch_job *job)
 {
 	struct prefetch_engine *engine = worker->engine;
 	struct slice slice = { 0 };
 	bool preparing = is_unprepared(job), empty = true;
-	cpu_set_t cpus;
 	int r;
 
 	job->working++;
@@ -70,9 +81,10 @@ static bool give_turn(struct worker *worker, struct prefetch_job *job)
 	/* This worker is at work now, and takes the next turn when it is done: another is only wanted for one that is there already. */
 	if (has_turn(engine))
 		pthread_cond_signal(&engine->wanted);
-	choose_cpus(engine, job, &cpus);
+	bool looks = begin_look(job);
 	pthread_mutex_unlock(&engine->lock);
-	move_to(worker, &cpus);
+	if (!preparing)
+		take_place(worker, job, looks);
 	r = preparing ? job->prepare(job) : work_on(worker, job, &slice);
 	pthread_mutex_lock(&engine->lock);
 

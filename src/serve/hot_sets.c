@@ -7,8 +7,12 @@
 #include <unistd.h>
 
 #include "base/background.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "hotlist/identity.h"
+
+/* A list that is kept fresh may change with each fork: its set is made again at most so often, and serves what it has meanwhile. */
+#define REMAKE_NS (60 * NSEC_PER_SEC)
 
 struct task {
 	struct template *template; /* a reference */
@@ -93,6 +97,10 @@ static bool claim(struct template *t, uint64_t list)
 	LOCK_SCOPE(&t->hot_set_lock);
 	if (t->hot_set_gone || t->hot_set_state == HOT_SET_BUILDING || (t->hot_set_tried && t->hot_set_list == list))
 		return false;
+	uint64_t now = now_ns();
+	if (t->refresh && t->hot_set && now - t->hot_set_made_ns < REMAKE_NS)
+		return false;
+	t->hot_set_made_ns = now;
 	t->hot_set_tried = true;
 	t->hot_set_list = list;
 	t->hot_set_state = HOT_SET_BUILDING;

@@ -76,6 +76,9 @@ static int read_header(struct hot_set *set, const struct hot_set_image *image, s
 
 	if (fstat(set->fd, &st) < 0)
 		return error_set(err, -errno, "io_error", "cannot examine '%s': %s", set->path, strerror(errno));
+	/* Its bytes go into guests: whoever could write them could write to those. */
+	if (st.st_uid != geteuid() || (st.st_mode & (S_IWGRP | S_IWOTH)))
+		return damaged(set->path, "is not the server's own, or others may write to it: it is not used", err);
 	if (!S_ISREG(st.st_mode) || read_exactly(set->fd, h, sizeof *h, 0) < 0 ||
 	    memcmp(h->magic, HOT_SET_MAGIC, sizeof h->magic) != 0)
 		return damaged(set->path, "is no packed hot set", err);
@@ -161,7 +164,7 @@ int hot_set_open(const char *path, const struct hot_set_image *image, struct hot
 	set->like = like;
 	set->direct_fd = -1;
 	set->path = strdup(path);
-	set->fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+	set->fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_NOFOLLOW);
 	if (set->fd < 0)
 		return error_set(err, -errno, errno == ENOENT ? "hot_set_missing" : "io_error",
 				 "cannot open the packed hot set '%s': %s", path, strerror(errno));

@@ -42,6 +42,7 @@ struct template
 	char hot_set_why[ERROR_MESSAGE_MAX]; /* it failed */
 	uint64_t hot_set_list;		     /* the list for which one was tried last, once one was */
 	bool hot_set_tried, hot_set_gone;
+	uint64_t hot_set_made_ns;
 
 	_Atomic unsigned refs;
 	_Atomic bool in_line; /* the keeper's */

@@ -220,6 +220,28 @@ static void test_damaged_before_it_is_opened(void **state)
 	}
 }
 
+/* Whoever can write to it could write to guests. */
+static void test_that_others_can_write(void **state)
+{
+	struct pack *pack = *state;
+	char other[160];
+
+	assert_int_equal(build(pack, pack->path, COUNT, NULL), 0);
+	assert_int_equal(chmod(pack->path, 0622), 0);
+	expect_refused(pack, "hot_set_damaged");
+	assert_int_equal(chmod(pack->path, 0600), 0);
+	hot_set_unref(open_set(pack, false));
+	if (geteuid() == 0) {
+		assert_int_equal(chown(pack->path, 1, 0), 0);
+		expect_refused(pack, "hot_set_damaged");
+		assert_int_equal(chown(pack->path, 0, 0), 0);
+	}
+	snprintf(other, sizeof other, "%s.moved", pack->path);
+	assert_int_equal(rename(pack->path, other), 0);
+	assert_int_equal(symlink(other, pack->path), 0);
+	expect_refused(pack, "io_error");
+}
+
 /* Read until something is wrong; then the set gives nothing any more. How much was right. */
 static unsigned read_damaged(struct pack *pack, bool held, void (*damage)(const struct pack *pack))
 {
@@ -302,6 +324,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_an_empty_list, make, unmake),
 		cmocka_unit_test_setup_teardown(test_of_another_image, make, unmake),
 		cmocka_unit_test_setup_teardown(test_damaged_before_it_is_opened, make, unmake),
+		cmocka_unit_test_setup_teardown(test_that_others_can_write, make, unmake),
 		cmocka_unit_test_setup_teardown(test_damaged_while_it_is_open, make, unmake),
 		cmocka_unit_test_setup_teardown(test_where_it_can_not_be_written, make, unmake),
 	};
