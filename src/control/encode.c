@@ -29,9 +29,9 @@ static json_t *encode_count(uint64_t n)
 
 json_t *encode_template(const struct template_info *info)
 {
-	json_t *hot_set =
-		json_pack("{s:s,s:o,s:o,s:o}", "state", info->hot_set_state, "pages", encode_count(info->hot_set_pages),
-			  "bytes", encode_count(info->hot_set_bytes), "error", utf8_json(info->hot_set_error));
+	json_t *hot_set = json_pack("{s:s,s:o,s:o,s:o}", "state", info->hot_set_state ?: "none", "pages",
+				    encode_count(info->hot_set_pages), "bytes", encode_count(info->hot_set_bytes),
+				    "error", utf8_json(info->hot_set_error));
 
 	return json_pack("{s:s,s:o,s:o,s:o,s:o,s:b,s:o,s:i,s:i,s:o}", "name", info->name, "memory",
 			 utf8_json(info->memory), "memory_size", encode_count(info->memory_size), "state",

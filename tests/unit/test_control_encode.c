@@ -83,7 +83,15 @@ static void numbers_of_a_fork_have_their_units(void **state)
 
 static void template_has_its_paths(void **state)
 {
-	struct template_info info = { .name = "base", .memory = "/m", .memory_size = 1ull << 40, .forks_live = 3 };
+	struct template_info info = {
+		.name = "base",
+		.memory = "/m",
+		.memory_size = 1ull << 40,
+		.forks_live = 3,
+		.hot_set_state = "ready",
+		.hot_set_pages = 7,
+		.hot_set_bytes = 40960,
+	};
 	json_t *template = encode_template(&info);
 
 	(void)state;
@@ -92,6 +100,11 @@ static void template_has_its_paths(void **state)
 	assert_true(json_is_null(json_object_get(template, "state")));
 	assert_int_equal(json_integer_value(json_object_get(template, "memory_size")), 1ll << 40);
 	assert_int_equal(json_integer_value(json_object_get(template, "forks_live")), 3);
+	const json_t *hot_set = json_object_get(template, "hot_set");
+	assert_string_equal(json_string_value(json_object_get(hot_set, "state")), "ready");
+	assert_true(number(hot_set, "pages") == 7);
+	assert_true(number(hot_set, "bytes") == 40960);
+	assert_true(json_is_null(json_object_get(hot_set, "error")));
 	json_decref(template);
 }
 
