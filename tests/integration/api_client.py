@@ -55,7 +55,8 @@ class Server:
             skip("needs root, for userfaultfd")
         self.directory = tempfile.TemporaryDirectory(prefix="faultline-api.")
         self.dir = self.directory.name
-        self.run_dir = os.path.join(self.dir, "run")
+        # Of its own name, as pins have it: other tests run meanwhile.
+        self.run_dir = os.path.join(self.dir, f"run-{os.getpid()}")
         self.socket = os.path.join(self.run_dir, "control.sock")
 
     def __enter__(self):

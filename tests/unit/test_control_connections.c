@@ -78,10 +78,10 @@ static void working_connections_have_no_deadline(void **state)
 	(void)state;
 	assert_int_equal(connections_new(&connections), 0);
 
-	struct pair working = open_pair(connections, NSEC_PER_MSEC), late;
+	struct pair working = open_pair(connections, 300 * NSEC_PER_MSEC), late;
 
 	connection_allow(working.connection, 0);
-	late = open_pair(connections, 2 * NSEC_PER_MSEC);
+	late = open_pair(connections, 500 * NSEC_PER_MSEC);
 	assert_true(is_shut_down(&late, 20000));
 	assert_false(is_shut_down(&working, 0));
 	close_pair(&working);
