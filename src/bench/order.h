@@ -178,9 +178,6 @@ int order_record(struct order_run *run, unsigned runs, struct order_lists *lists
 int order_merge_all(struct order_run *run, struct order_lists *lists, struct bench_case *c, struct error *err);
 /* Adds a side for each order to C, with how near to the truth it is. */
 int order_judge(struct order_run *run, struct bench_case *c, const struct order_lists *lists, struct error *err);
-/* Adds to SIDE what LIST (may be NULL) is worth to a later fork: streamed, or there before it runs (AHEAD). */
-int order_add_stream(struct order_run *run, struct side *side, const struct hotlist *list, bool ahead,
-		     struct error *err);
 /* Adds what the lists are worth to a later fork. */
 int order_stream(struct order_run *run, struct bench_case *c, const struct order_lists *lists, struct error *err);
 

@@ -52,10 +52,11 @@ static bool list_of(const struct order_run *run, const struct order_lists *lists
 	return true;
 }
 
-int order_add_stream(struct order_run *run, struct side *side, const struct hotlist *list, bool ahead, struct error *err)
+/* Adds to SIDE what LIST (may be NULL) is worth to a later fork that it is streamed to. */
+static int add_stream(struct order_run *run, struct side *side, const struct hotlist *list, struct error *err)
 {
 	const struct hotlist *truth = run->workload->truth[1];
-	struct order_visit visit = { .trace = 1, .ahead = ahead };
+	struct order_visit visit = { .trace = 1 };
 	char path[400];
 	int r = list ? order_save(run, list, path, err) : 0;
 
@@ -93,7 +94,7 @@ static int stream_round(struct order_run *run, struct bench_case *c, const struc
 			return no_memory(err);
 		bench_show_progress(run->bench, "order: %s, %s: streaming, round %u of %u: %s", run->situation->id,
 				    run->workload->name, round + 1, rounds, side->label);
-		int r = order_add_stream(run, side, list, false, err);
+		int r = add_stream(run, side, list, err);
 		if (r < 0)
 			return error_prefix(err, r, "streamed, %s: ", side->label);
 	}

@@ -154,12 +154,16 @@ size_t stream_count(const struct stream *s)
 	return s->count;
 }
 
-uint64_t *stream_image_pages(const struct stream *s)
+bool stream_is_small(const struct stream *s)
 {
 	for (size_t i = 0; i < s->region_count; i++)
 		if (s->regions[i].page_size != HOTLIST_PAGE_SIZE)
-			return NULL;
+			return false;
+	return true;
+}
 
+uint64_t *stream_image_pages(const struct stream *s)
+{
 	uint64_t *pages = calloc(s->count ?: 1, sizeof *pages);
 	for (size_t i = 0; pages && i < s->count; i++)
 		pages[i] = region_image_offset(region_of(s, s->pages[i]), s->pages[i]) / HOTLIST_PAGE_SIZE;

@@ -66,7 +66,9 @@ DEFINE_CLEANUP(struct stream, stream_free)
 
 /* Pages in the list, each counted once. */
 size_t stream_count(const struct stream *stream);
-/* Their numbers in the image, of pages of 4 KiB, in the list's order: the caller's to free. NULL: some are huge, or out of memory. */
+/* No region has huge pages. */
+bool stream_is_small(const struct stream *stream);
+/* Of such a one, the pages' numbers in the image in the list's order: the caller's to free. NULL: out of memory. */
 uint64_t *stream_image_pages(const struct stream *stream);
 
 /* Once, when stream_ask is called already or about to be: pages that are there or coming were asked for before. */

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/write.h"
 
 #define BATCH_PAGES 256
 
@@ -48,24 +49,6 @@ static int write_failed(const char *path, int error, struct error *err)
 	return error_set(err, -error, "io_error", "cannot write the memory image %s: %s", path, strerror(error));
 }
 
-static int write_all(int fd, const void *data, size_t size, uint64_t offset)
-{
-	const char *p = data;
-
-	while (size) {
-		ssize_t n = pwrite(fd, p, size, (off_t)offset);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return -errno;
-		p += n;
-		size -= (size_t)n;
-		offset += (uint64_t)n;
-	}
-	return 0;
-}
-
 /* The pages with data, in as large pieces as they come. */
 static int write_pages(int fd, const struct trace_image *image, uint64_t seed)
 {
@@ -83,7 +66,7 @@ static int write_pages(int fd, const struct trace_image *image, uint64_t seed)
 			for (unsigned i = 0; i < CONTENT_WORDS; i++)
 				words[n * CONTENT_WORDS + i] = word_of(base, i);
 		}
-		int r = n ? write_all(fd, words, n * TRACE_PAGE, page * TRACE_PAGE) : 0;
+		int r = n ? pwrite_fully(fd, words, n * TRACE_PAGE, page * TRACE_PAGE) : 0;
 		if (r < 0)
 			return r;
 		page += n ?: 1;

@@ -170,6 +170,21 @@ static bool may_be_unproved(const struct session *s, uint64_t page, uint64_t rea
 	       now_ns() - read_ns < PROOF_NS;
 }
 
+int supply_mapped(const struct demand *d, uint64_t page, uint64_t count, const void *bytes, uint64_t size,
+		  uint64_t offset, enum wake wake, struct supply *ret)
+{
+	struct session *s = d->session;
+	int r = supply_from_image(s->memory, s->template->source, &d->pager->leasing, page, count, bytes, size, offset,
+				  wake, ret);
+
+	if (r < 0) {
+		session_stop_vmm(s, "can't read a page of its template's image '%s': it was cut short there meanwhile",
+				 s->template->memory);
+		session_end(s);
+	}
+	return r;
+}
+
 /* From the image's mapping, where it is known to be in memory. False: its bytes have to be had in another way. */
 static bool supply_peeked(const struct demand *d, uint64_t size, uint64_t offset)
 {
@@ -184,13 +199,8 @@ static bool supply_peeked(const struct demand *d, uint64_t size, uint64_t offset
 			keeper_ask(pager->keeper, s->template);
 		return false;
 	}
-	if (supply_from_image(s->memory, source, &pager->leasing, d->page, 1, bytes, size, offset, pager->wake,
-			      &supply) < 0) {
-		session_stop_vmm(s, "can't read a page of its template's image '%s': it was cut short there meanwhile",
-				 s->template->memory);
-		session_end(s);
+	if (supply_mapped(d, d->page, 1, bytes, size, offset, pager->wake, &supply) < 0)
 		return true;
-	}
 	if (supply.outcome == SUPPLY_FAILED && supply.error == -EFAULT)
 		return false; /* the image has been cut short: reading it tells */
 	settle(d, false, &supply);

@@ -1,5 +1,4 @@
 /* What comes with a page that its fork's list does not have: its neighbours, as the guest is likely to want some of them soon. */
-#include "prefetch/from_image.h"
 #include "serve/pager_internal.h"
 
 /*
@@ -44,15 +43,10 @@ static bool supply_run(const struct neighbours *n, uint64_t page, uint64_t count
 
 	if (!bytes)
 		return false;
-	if (!mapped) {
+	if (!mapped)
 		supply = guest_memory_supply(memory, page, count, bytes, WAKE_NOW);
-	} else if (supply_from_image(memory, s->template->source, &n->demand->pager->leasing, page, count, bytes,
-				     count * n->page_size, offset, WAKE_NOW, &supply) < 0) {
-		session_stop_vmm(s, "can't read a page of its template's image '%s': it was cut short there meanwhile",
-				 s->template->memory);
-		session_end(s);
+	else if (supply_mapped(n->demand, page, count, bytes, count * n->page_size, offset, WAKE_NOW, &supply) < 0)
 		return false;
-	}
 	atomic_fetch_add_explicit(&s->neighbours, supply.copied, memory_order_relaxed);
 	for (uint64_t i = 0; i < supply.copied; i++)
 		stream_note_brought(atomic_load_explicit(&s->stream, memory_order_acquire), page + i);

@@ -110,6 +110,13 @@ void poison(const struct demand *demand, int error);
 /* What a supply for a demand fault came to. */
 void settle(const struct demand *demand, bool zero, const struct supply *supply);
 
+/*
+ * COUNT pages from PAGE on of D's fork, from BYTES of the image's mapping, SIZE at OFFSET: see supply_from_image. Negative errno: the VMM has been
+ * stopped, and its session ended.
+ */
+int supply_mapped(const struct demand *d, uint64_t page, uint64_t count, const void *bytes, uint64_t size,
+		  uint64_t offset, enum wake wake, struct supply *ret);
+
 /* neighbours.c; the gate is held shared */
 /* Pages that were read together. */
 struct block {

@@ -63,20 +63,31 @@ static int make_plan(const char *path, const struct session *session, struct pla
 	return r < 0 ? error_prefix(err, r, "%s: ", path) : 0;
 }
 
-/* The template's packed hot set, for a stream of PAGES in this order; if it has none, or one of an older list, one is made at the end. */
-static int find_hot_set(struct prefetch_request *request, uint64_t *pages, size_t count)
+/* Where the template has no set of its own list as that is now: the pages that one is to be made of at the end. */
+static void note_hot_pages(struct prefetch_request *request, const struct stream *stream, const struct hot_set *set)
+{
+	size_t count = stream_count(stream);
+	uint64_t *pages = stream_image_pages(stream);
+
+	if (!pages || count == 0 || (set && hot_set_list(set) == hot_set_digest(pages, count))) {
+		free(pages);
+		return;
+	}
+	request->hot_pages = pages;
+	request->hot_count = count;
+}
+
+/* The template's packed hot set, for STREAM; if it has none, or one of an older list, one is made at the end. */
+static int find_hot_set(struct prefetch_request *request, const struct stream *stream)
 {
 	struct session *s = request->session;
 	struct template *t = s->template;
-	struct hot_set *set = t->packs ? hot_set_of(t) : NULL;
-	bool own = t->hot_list && !strcmp(request->path, t->hot_list);
 
-	if (own && t->packs && count > 0 && (!set || hot_set_list(set) != hot_set_digest(pages, count))) {
-		request->hot_pages = pages;
-		request->hot_count = count;
-	} else {
-		free(pages);
-	}
+	if (!t->packs || !stream_is_small(stream))
+		return 0;
+	struct hot_set *set = hot_set_of(t);
+	if (t->hot_list && !strcmp(request->path, t->hot_list))
+		note_hot_pages(request, stream, set);
 	request->job.hot = &s->hot;
 	return hot_reader_init(&s->hot, set);
 }
@@ -95,8 +106,7 @@ static int make_stream(struct prefetch_request *request, struct error *err)
 	r = stream_new(list, memory->regions, memory->region_count, &stream, err);
 	if (r < 0)
 		return error_prefix(err, r, "%s: ", request->path);
-	uint64_t *pages = stream_image_pages(stream);
-	if (pages && find_hot_set(request, pages, stream_count(stream)) < 0) {
+	if (find_hot_set(request, stream) < 0) {
 		stream_free(stream);
 		return error_set(err, -ENOMEM, "io_error", "out of memory");
 	}

@@ -9,6 +9,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/read.h"
 
 #define PAGE	     4096u
 #define EXTENT_BYTES ((size_t)HOT_EXTENT * PAGE)
@@ -61,21 +62,6 @@ static size_t size_of(const struct hot_memory *m)
 	return extents_of(m) * EXTENT_BYTES;
 }
 
-static int read_exactly(int fd, char *buffer, size_t length, uint64_t offset)
-{
-	while (length > 0) {
-		ssize_t n = pread(fd, buffer, length, (off_t)offset);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n < 0 ? -errno : -ENODATA;
-		buffer += n;
-		length -= (size_t)n;
-		offset += (uint64_t)n;
-	}
-	return 0;
-}
-
 static int load(const struct hot_memory *m, uint64_t extent)
 {
 	uint64_t first = extent * HOT_EXTENT;
@@ -84,9 +70,9 @@ static int load(const struct hot_memory *m, uint64_t extent)
 	int r = -EINVAL;
 
 	if (m->direct_fd >= 0)
-		r = read_exactly(m->direct_fd, to, pages * PAGE, m->offset + first * PAGE);
+		r = pread_fully(m->direct_fd, to, pages * PAGE, m->offset + first * PAGE);
 	/* Not every file system reads so, nor at every place. */
-	return r == -EINVAL ? read_exactly(m->fd, to, pages * PAGE, m->offset + first * PAGE) : r;
+	return r == -EINVAL ? pread_fully(m->fd, to, pages * PAGE, m->offset + first * PAGE) : r;
 }
 
 static void let_go(struct hot_memory *m)

@@ -12,10 +12,10 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/read.h"
 #include "template/hot_set_file.h"
 
-#define CHUNK_BYTES ((size_t)HOT_SET_CHUNK * HOT_SET_PAGE)
-#define NOWHERE	    UINT32_MAX /* the page is zeros */
+#define NOWHERE UINT32_MAX /* the page is zeros */
 
 /* So many pages are brought into memory before they are wanted; once half of them have been taken, the next are asked for. */
 #define AHEAD 256u
@@ -53,21 +53,6 @@ static int damaged(const char *path, const char *how, struct error *err)
 	return error_set(err, -EBADMSG, "hot_set_damaged", "the packed hot set '%s' %s", path, how);
 }
 
-static int read_exactly(int fd, void *buffer, size_t length, uint64_t offset)
-{
-	while (length > 0) {
-		ssize_t n = pread(fd, buffer, length, (off_t)offset);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n < 0 ? -errno : -ENODATA;
-		buffer = (char *)buffer + n;
-		length -= (size_t)n;
-		offset += (uint64_t)n;
-	}
-	return 0;
-}
-
 /* Nothing is believed, nor memory taken for it, before the file is known to be as long as it says. */
 static int read_header(struct hot_set *set, const struct hot_set_image *image, struct error *err)
 {
@@ -79,7 +64,7 @@ static int read_header(struct hot_set *set, const struct hot_set_image *image, s
 	/* Its bytes go into guests: whoever could write them could write to those. */
 	if (st.st_uid != geteuid() || (st.st_mode & (S_IWGRP | S_IWOTH)))
 		return damaged(set->path, "is not the server's own, or others may write to it: it is not used", err);
-	if (!S_ISREG(st.st_mode) || read_exactly(set->fd, h, sizeof *h, 0) < 0 ||
+	if (!S_ISREG(st.st_mode) || pread_fully(set->fd, h, sizeof *h, 0) < 0 ||
 	    memcmp(h->magic, HOT_SET_MAGIC, sizeof h->magic) != 0)
 		return damaged(set->path, "is no packed hot set", err);
 	if (h->version != HOT_SET_VERSION || h->page_size != HOT_SET_PAGE)
@@ -147,7 +132,7 @@ static int read_table(struct hot_set *set, struct error *err)
 	set->checked = calloc(chunks / 64 + 1, sizeof *set->checked);
 	if (!table || !set->pages || !set->places || !set->digests || !set->checked)
 		return error_set(err, -ENOMEM, "io_error", "out of memory for a packed hot set of %zu pages", count);
-	if (read_exactly(set->fd, table, (count + chunks) * sizeof *table, sizeof *h) < 0 ||
+	if (pread_fully(set->fd, table, (count + chunks) * sizeof *table, sizeof *h) < 0 ||
 	    XXH3_64bits(table, (count + chunks) * sizeof *table) != h->table_digest)
 		return damaged(set->path, "has a table that does not add up", err);
 	memcpy(set->digests, table + count, chunks * sizeof *table);
@@ -316,7 +301,7 @@ static int read_bytes(const struct hot_set *set, bool wait, void *buffer, uint64
 	size_t length = count * HOT_SET_PAGE;
 	int r = read_now(set, buffer, length, offset);
 
-	return r == -EAGAIN && wait ? read_exactly(set->fd, buffer, length, offset) : r;
+	return r == -EAGAIN && wait ? pread_fully(set->fd, buffer, length, offset) : r;
 }
 
 /* A slowed source's chunk costs its time once for each fork: who asks first starts the reading, and all wait for its end. */

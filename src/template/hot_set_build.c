@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/write.h"
 #include "template/hot_set_file.h"
 
 #define CHUNK_BYTES ((size_t)HOT_SET_CHUNK * HOT_SET_PAGE)
@@ -24,21 +25,6 @@ static int by_number(const void *a, const void *b)
 	const uint64_t *x = a, *y = b;
 
 	return (*x > *y) - (*x < *y);
-}
-
-static int write_at(int fd, const void *data, size_t length, uint64_t offset)
-{
-	while (length > 0) {
-		ssize_t n = pwrite(fd, data, length, (off_t)offset);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return -errno;
-		data = (const char *)data + n;
-		length -= (size_t)n;
-		offset += (uint64_t)n;
-	}
-	return 0;
 }
 
 /* A page of the image; past its end there are zeros. */
@@ -72,7 +58,7 @@ static int flush(struct builder *b, uint64_t data_offset)
 	if (length == 0)
 		return 0;
 	b->digests[b->chunks] = XXH3_64bits(b->chunk, length);
-	int r = write_at(b->fd, b->chunk, length, data_offset + b->chunks * CHUNK_BYTES);
+	int r = pwrite_fully(b->fd, b->chunk, length, data_offset + b->chunks * CHUNK_BYTES);
 	b->chunks++;
 	b->in_chunk = 0;
 	return r;
@@ -124,9 +110,9 @@ static int write_all(struct builder *b, uint64_t *pages, size_t count, const _At
 	size_t length = (count + b->chunks) * sizeof *b->table;
 	h->table_digest = XXH3_64bits(b->table, length);
 	h->digest = hot_set_header_digest(h);
-	r = write_at(b->fd, b->table, length, sizeof *h);
+	r = pwrite_fully(b->fd, b->table, length, sizeof *h);
 	if (r == 0)
-		r = write_at(b->fd, h, sizeof *h, 0);
+		r = pwrite_fully(b->fd, h, sizeof *h, 0);
 	/* Without a page behind the table the file ends there. */
 	uint64_t size = hot_set_data_offset(h) + h->stored * HOT_SET_PAGE;
 	if (r == 0 && ftruncate(b->fd, (off_t)size) < 0)

@@ -9,6 +9,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "base/read.h"
 #include "template/resident.h"
 #include "template/source.h"
 
@@ -41,18 +42,7 @@ static int read_now(struct source *source, void *buffer, size_t length, uint64_t
 
 static int read_waiting(struct source *source, void *buffer, size_t length, uint64_t offset)
 {
-	struct source_file *file = (struct source_file *)source;
-	size_t got = 0;
-
-	while (got < length) {
-		ssize_t n = pread(file->fd, (char *)buffer + got, length - got, (off_t)(offset + got));
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n < 0 ? -errno : -ENODATA;
-		got += (size_t)n;
-	}
-	return 0;
+	return pread_fully(((struct source_file *)source)->fd, buffer, length, offset);
 }
 
 static void advise(struct source *source, size_t length, uint64_t offset)

@@ -68,15 +68,20 @@ static struct scene *scene_new(struct test_server *server)
 	return scene;
 }
 
+static void start_vmm(struct vmm *vmm, struct client_self *self, struct scene *scene)
+{
+	vmm_init(vmm, self, &scene->image);
+	vmm_add_region(vmm, PAGES * PAGE, 0);
+	vmm_start(vmm, scene->socket, (struct vmm_form){ 0 });
+	client_say(self, 'c');
+}
+
 static void fork_body(struct client_self *self, void *data)
 {
 	struct scene *scene = data;
 	struct vmm vmm;
 
-	vmm_init(&vmm, self, &scene->image);
-	vmm_add_region(&vmm, PAGES * PAGE, 0);
-	vmm_start(&vmm, scene->socket, (struct vmm_form){ 0 });
-	client_say(self, 'c');
+	start_vmm(&vmm, self, scene);
 	vmm_check_all_shuffled(&vmm, 2, 3);
 	vmm_check_all(&vmm);
 	client_say(self, 'd');
@@ -184,10 +189,7 @@ static void connect_body(struct client_self *self, void *data)
 	struct scene *scene = data;
 	struct vmm vmm;
 
-	vmm_init(&vmm, self, &scene->image);
-	vmm_add_region(&vmm, PAGES * PAGE, 0);
-	vmm_start(&vmm, scene->socket, (struct vmm_form){ 0 });
-	client_say(self, 'c');
+	start_vmm(&vmm, self, scene);
 	client_hear(self, 'p');
 	for (size_t i = 0; i < LISTED; i++)
 		client_require(self, vmm_is_present(&vmm, &vmm.regions[0], scene->order[i]), "page %u is not there",
