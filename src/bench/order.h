@@ -80,6 +80,7 @@ struct order_run {
 	struct trace *spread[2]; /* the workload's, where the situation deals them out */
 	bool has_template;
 	const char *own_list; /* the template's own, or NULL */
+	bool zeros;	      /* the template has a zero map */
 	bool unobserved;      /* there is no observation here */
 	bool kvm_tried;
 	char vmm[4096];	       /* the program that runs guests under KVM */

@@ -14,8 +14,10 @@
 /* A recording counts as settled after two seconds of quiet. */
 #define REST_NS (2500 * NSEC_PER_MSEC)
 /* How long, and how often, it is tried to have the image out of the page cache. */
-#define COLD_PATIENCE_NS (3 * NSEC_PER_SEC)
-#define COLD_AGAIN_NS	 (50 * NSEC_PER_MSEC)
+#define COLD_PATIENCE_NS  (3 * NSEC_PER_SEC)
+#define ZEROS_PATIENCE_NS (60 * NSEC_PER_SEC)
+#define ZEROS_AGAIN_NS	  (5 * NSEC_PER_MSEC)
+#define COLD_AGAIN_NS	  (50 * NSEC_PER_MSEC)
 
 #define LATER_PAGES 15000
 
@@ -27,6 +29,31 @@ int order_remove_template(struct order_run *run, struct error *err)
 		return 0;
 	run->has_template = false;
 	return bench_server_remove_template(&run->server, ORDER_TEMPLATE, err);
+}
+
+/* Until the server has looked through the image, it takes turns with the guest at the disk. */
+static int await_zeros(struct order_run *run, struct error *err)
+{
+	uint64_t end = now_ns() + ZEROS_PATIENCE_NS;
+
+	for (;;) {
+		json_t *answer = NULL;
+		int r = bench_server_show_template(&run->server, ORDER_TEMPLATE, &answer, err);
+
+		if (r < 0)
+			return r;
+		const json_t *map = json_object_get(answer, "zero_map");
+		bool building = !strcmp(json_string_value(json_object_get(map, "state")) ?: "", "building");
+		json_decref(answer);
+		if (!building)
+			return 0;
+		if (now_ns() > end)
+			return error_set(err, -ETIMEDOUT, "bench_failed", "looking for zeros in %s takes too long",
+					 run->workload->image_path);
+		r = processes_wait(&run->bench->processes, -1, ZEROS_AGAIN_NS, err);
+		if (r < 0)
+			return r;
+	}
 }
 
 int order_add_template(struct order_run *run, struct error *err)
@@ -50,9 +77,9 @@ int order_add_template(struct order_run *run, struct error *err)
 	}
 	if (r >= 0)
 		r = bench_server_add_slow_template(&run->server, ORDER_TEMPLATE, w->image_path,
-						   inject[0] ? inject : NULL, run->own_list, err);
+						   inject[0] ? inject : NULL, run->own_list, run->zeros, err);
 	run->has_template = r >= 0;
-	return r;
+	return r >= 0 && run->zeros ? await_zeros(run, err) : r;
 }
 
 /* A server keeps its templates' images mapped, and lets go of them some time after they are removed. */

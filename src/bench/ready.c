@@ -358,7 +358,7 @@ static int run_workload(struct ready_run *run, unsigned number, struct error *er
 
 int bench_ready(struct bench *bench, struct error *err)
 {
-	struct ready_run run = { .order = { .bench = bench } };
+	struct ready_run run = { .order = { .bench = bench, .zeros = true } };
 	int r = bench_server_start(&bench->processes, bench->options, bench->dir, &run.order.server, err);
 
 	for (unsigned i = 0; r >= 0 && workload_name(i); i++)

@@ -160,10 +160,10 @@ static int call(struct bench_server *server, const char *method, const char *pat
 }
 
 int bench_server_add_slow_template(struct bench_server *server, const char *name, const char *path, const char *inject,
-				   const char *hot_list, struct error *err)
+				   const char *hot_list, bool zeros, struct error *err)
 {
-	json_t *body =
-		json_pack("{s:s,s:s,s:s*,s:s*}", "name", name, "memory", path, "inject", inject, "hot_list", hot_list);
+	json_t *body = json_pack("{s:s,s:s,s:s*,s:s*,s:b}", "name", name, "memory", path, "inject", inject, "hot_list",
+				 hot_list, "no_zero_map", !zeros);
 
 	if (!body)
 		return error_set(err, -EILSEQ, "bench_failed", "the path %s is not UTF-8: choose another --dir", path);
@@ -173,7 +173,7 @@ int bench_server_add_slow_template(struct bench_server *server, const char *name
 int bench_server_add_template(struct bench_server *server, const char *name, const struct bench_image *image,
 			      struct error *err)
 {
-	return bench_server_add_slow_template(server, name, image->path, NULL, NULL, err);
+	return bench_server_add_slow_template(server, name, image->path, NULL, NULL, false, err);
 }
 
 int bench_server_remove_template(struct bench_server *server, const char *name, struct error *err)

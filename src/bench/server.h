@@ -33,7 +33,7 @@ int bench_server_add_template(struct bench_server *server, const char *name, con
 			      struct error *err);
 /* INJECT: makes it slow, as `faultline template add --inject` does; may be NULL. */
 int bench_server_add_slow_template(struct bench_server *server, const char *name, const char *path, const char *inject,
-				   const char *hot_list, struct error *err);
+				   const char *hot_list, bool zeros, struct error *err);
 int bench_server_show_template(struct bench_server *server, const char *name, json_t **ret, struct error *err);
 int bench_server_remove_template(struct bench_server *server, const char *name, struct error *err);
 /* HOT_LIST: prefetched eagerly; NULL: nothing is prefetched. */

@@ -32,6 +32,8 @@ static void print_template(const json_t *template)
 	printf("hot list  %s%s\n", client_string(template, "hot_list", "-"),
 	       json_is_true(json_object_get(template, "refresh_hot_list")) ? ", kept fresh" : "");
 	print_hot_set(json_object_get(template, "hot_set"));
+	const json_t *zeros = json_object_get(template, "zero_map");
+	printf("zero map  %s, %.0f pages\n", client_string(zeros, "state", "-"), client_number(zeros, "pages"));
 	if (!json_is_null(json_object_get(template, "inject")))
 		printf("inject    %s\n", client_string(template, "inject", "-"));
 	printf("forks     %.0f live, %.0f waiting\n", client_number(template, "forks_live"),
@@ -73,6 +75,8 @@ static int run_add(const struct cli_args *args)
 		client_add(&call, "refresh_hot_list", json_true());
 	if (cli_value(args, "no-hot-set"))
 		client_add(&call, "no_hot_set", json_true());
+	if (cli_value(args, "no-zero-map"))
+		client_add(&call, "no_zero_map", json_true());
 	client_add_string(&call, "inject", cli_value(args, "inject"));
 	if (client_call(&call, "POST", "/v1/templates", API_TIMEOUT_S) < 0)
 		return client_fail(&call);
@@ -150,6 +154,11 @@ static const struct cli_option add_options[] = {
 		  "Once a fork has streamed the template's own list, the server writes its pages in the list's order to IMAGE.NAME.hotset, and reads them "
 		  "from there where the image is not in memory: one stretch of the disk instead of thousands of places. The file is checked before use, made again "
 		  "when the list changes, and removed with the template. Where it can't be written, everything comes from the image." },
+	{ .name = "no-zero-map",
+	  .help = "don't look which of its pages are zeros",
+	  .manual =
+		  "The server looks through the image once, in the background and past the page cache, for holes and for pages of zeros, and keeps what it finds in "
+		  "IMAGE.NAME.zeromap: such pages are never read again. The file is checked before use, and removed with the template." },
 	{ .name = "inject",
 	  .value = "SPEC",
 	  .help = "a test aid: makes reads of the image fail or wait, like delay=5ms,error=0x1000+0x2000" },
@@ -182,7 +191,7 @@ static const struct cli_action actions[] = {
 	  .complete = "@template" },
 	{ .name = "remove",
 	  .arguments = "NAME",
-	  .summary = "forget a template that no fork uses; its files stay, but for the packed hot set",
+	  .summary = "forget a template that no fork uses; its files stay, but for what the server made of them",
 	  .run = run_remove,
 	  .client = true,
 	  .complete = "@template",

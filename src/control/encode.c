@@ -33,11 +33,14 @@ json_t *encode_template(const struct template_info *info)
 				    encode_count(info->hot_set_pages), "bytes", encode_count(info->hot_set_bytes),
 				    "error", utf8_json(info->hot_set_error));
 
-	return json_pack("{s:s,s:o,s:o,s:o,s:o,s:b,s:o,s:i,s:i,s:o}", "name", info->name, "memory",
+	json_t *zero_map =
+		json_pack("{s:s,s:o}", "state", info->zero_map_state ?: "off", "pages", encode_count(info->zero_pages));
+
+	return json_pack("{s:s,s:o,s:o,s:o,s:o,s:b,s:o,s:i,s:i,s:o,s:o}", "name", info->name, "memory",
 			 utf8_json(info->memory), "memory_size", encode_count(info->memory_size), "state",
 			 utf8_json(info->state), "hot_list", utf8_json(info->hot_list), "refresh_hot_list",
 			 info->refresh_hot_list, "inject", utf8_json(info->inject), "forks_live", (int)info->forks_live,
-			 "forks_waiting", (int)info->forks_waiting, "hot_set", hot_set);
+			 "forks_waiting", (int)info->forks_waiting, "hot_set", hot_set, "zero_map", zero_map);
 }
 
 static json_t *encode_regions(const struct fork_info *info)

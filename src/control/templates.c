@@ -18,6 +18,7 @@ int handle_templates_add(struct request *request, struct reply *reply, struct er
 		{ "hot_list", MEMBER_PATH, false, &spec.hot_list },
 		{ "refresh_hot_list", MEMBER_BOOL, false, &spec.refresh_hot_list },
 		{ "no_hot_set", MEMBER_BOOL, false, &spec.no_hot_set },
+		{ "no_zero_map", MEMBER_BOOL, false, &spec.no_zero_map },
 		{ "inject", MEMBER_STRING, false, &spec.inject },
 	};
 	int r = request_read_body(request, members, sizeof members / sizeof *members, err);

@@ -168,6 +168,19 @@ static int put_mapped(struct worker *worker, struct prefetch_job *job, struct sl
 	return r == -EFAULT ? -EAGAIN : r;
 }
 
+/* Starts the reads of PAGES, but for those that are zeros. */
+static void advise_run(struct source *source, uint64_t pages, size_t page_size, uint64_t offset)
+{
+	while (pages > 0) {
+		uint64_t alike = source_count_alike(source, pages, page_size, offset);
+
+		if (!source_is_zero(source, page_size, offset))
+			source_advise(source, alike * page_size, offset);
+		pages -= alike;
+		offset += alike * page_size;
+	}
+}
+
 /* Starts the reads of all that is left of the slice; then its pages come together, in whatever order the device likes. */
 static void advise_rest(struct prefetch_job *job, struct slice *slice)
 {
@@ -180,7 +193,7 @@ static void advise_rest(struct prefetch_job *job, struct slice *slice)
 			regions_of_page(job->memory->regions, job->memory->region_count, run->page);
 		uint64_t pages = run->count - at < left ? run->count - at : left;
 
-		source_advise(job->source, pages * region->page_size, region_image_offset(region, run->page + at));
+		advise_run(job->source, pages, region->page_size, region_image_offset(region, run->page + at));
 		left -= pages;
 	}
 }
@@ -204,6 +217,7 @@ static int read_pages(struct worker *worker, struct prefetch_job *job, struct sl
 static int put_read(struct worker *worker, struct prefetch_job *job, struct slice *slice, uint64_t page, uint64_t pages,
 		    size_t page_size, uint64_t offset)
 {
+	pages = source_count_alike(job->source, pages, page_size, offset);
 	int r = read_pages(worker, job, slice, pages, page_size, offset);
 	if (r == -EAGAIN && slice->whole && !slice->advised && !slice->packed) {
 		leave_to_readers(worker, job, slice);

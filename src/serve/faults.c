@@ -143,7 +143,7 @@ void settle(const struct demand *d, bool zero, const struct supply *supply)
 
 void supply_zero(const struct demand *d)
 {
-	struct supply supply = guest_memory_zero(d->session->memory, d->page, d->watcher ? d->pager->wake : WAKE_NOW);
+	struct supply supply = guest_memory_zero(d->session->memory, d->page, 1, d->watcher ? d->pager->wake : WAKE_NOW);
 
 	settle(d, true, &supply);
 }
@@ -246,7 +246,7 @@ static void supply_from_source(const struct demand *d, uint64_t size)
 	struct pager *pager = d->pager;
 	uint64_t offset = region_image_offset(region_of(s, d->page), d->page);
 
-	if (supply_peeked(d, size, offset))
+	if (!source_is_zero(s->template->source, size, offset) && supply_peeked(d, size, offset))
 		return;
 	int r = source_read_now(s->template->source, pager->buffer, size, offset);
 	if (r == -EAGAIN)

@@ -7,6 +7,12 @@
  */
 #define NEIGHBOURS 8
 
+/*
+ * Of a page that the image has as zeros, the other zeros of so many come with it: they are mapped, which costs next to nothing and takes no memory
+ * before they are written to. Guests take free pages in rows.
+ */
+#define ZERO_NEIGHBOURS 64
+
 struct neighbours {
 	const struct demand *demand;
 	const struct block *block; /* has been read; NULL: nothing has */
@@ -30,6 +36,24 @@ static const void *find_bytes(const struct neighbours *n, uint64_t page, uint64_
 	return source_read_now(source, pager->buffer, count * n->page_size, offset) == 0 ? pager->buffer : NULL;
 }
 
+/* Pages that have come unasked. */
+static void note_brought(struct session *s, uint64_t page, uint64_t count)
+{
+	struct stream *stream = atomic_load_explicit(&s->stream, memory_order_acquire);
+
+	atomic_fetch_add_explicit(&s->neighbours, count, memory_order_relaxed);
+	for (uint64_t i = 0; i < count; i++)
+		stream_note_brought(stream, page + i);
+}
+
+static bool supply_zeros(const struct neighbours *n, uint64_t page, uint64_t count)
+{
+	struct supply supply = guest_memory_zero(n->demand->session->memory, page, count, WAKE_NOW);
+
+	note_brought(n->demand->session, page, supply.copied);
+	return supply.outcome == SUPPLY_DONE;
+}
+
 /* False: no more of them. */
 static bool supply_run(const struct neighbours *n, uint64_t page, uint64_t count)
 {
@@ -47,9 +71,7 @@ static bool supply_run(const struct neighbours *n, uint64_t page, uint64_t count
 		supply = guest_memory_supply(memory, page, count, bytes, WAKE_NOW);
 	else if (supply_mapped(n->demand, page, count, bytes, count * n->page_size, offset, WAKE_NOW, &supply) < 0)
 		return false;
-	atomic_fetch_add_explicit(&s->neighbours, supply.copied, memory_order_relaxed);
-	for (uint64_t i = 0; i < supply.copied; i++)
-		stream_note_brought(atomic_load_explicit(&s->stream, memory_order_acquire), page + i);
+	note_brought(s, page, supply.copied);
 	return supply.outcome == SUPPLY_DONE;
 }
 
@@ -60,35 +82,67 @@ static bool are_wanted(const struct demand *d, const struct region *region)
 	       !atomic_load_explicit(&d->session->recording, memory_order_relaxed);
 }
 
-void find_neighbours(const struct demand *d, uint64_t *ret_first, uint64_t *ret_count)
+/* Of REGION, the aligned block of SIZE pages that PAGE is in. */
+static void find_block(const struct region *region, uint64_t page, uint64_t size, uint64_t *ret_first, uint64_t *ret_end)
 {
-	const struct guest_memory *memory = d->session->memory;
-	const struct region *region = regions_of_page(memory->regions, memory->region_count, d->page);
 	uint64_t region_end = region->first_page + region->size / region->page_size;
 
+	*ret_first = page - (page - region->first_page) % size;
+	*ret_end = region_end - *ret_first < size ? region_end : *ret_first + size;
+}
+
+static const struct region *region_of(const struct demand *d)
+{
+	return regions_of_page(d->session->memory->regions, d->session->memory->region_count, d->page);
+}
+
+void find_neighbours(const struct demand *d, uint64_t *ret_first, uint64_t *ret_count)
+{
+	uint64_t end = d->page + 1;
+
 	*ret_first = d->page;
-	*ret_count = 1;
-	if (!are_wanted(d, region))
-		return;
-	*ret_first = d->page - (d->page - region->first_page) % NEIGHBOURS;
-	*ret_count = region_end - *ret_first < NEIGHBOURS ? region_end - *ret_first : NEIGHBOURS;
+	if (are_wanted(d, region_of(d)))
+		find_block(region_of(d), d->page, NEIGHBOURS, ret_first, &end);
+	*ret_count = end - *ret_first;
+}
+
+/* What is absent of the pages from FIRST to END; only those that the image has as zeros, or all that can be had at once. */
+static void bring(const struct neighbours *n, uint64_t first, uint64_t end, bool only_zeros)
+{
+	const struct guest_memory *memory = n->demand->session->memory;
+	const struct source *source = n->demand->session->template->source;
+	const struct region *region = region_of(n->demand);
+
+	for (uint64_t page = first; page < end;) {
+		uint64_t run = page_states_run(memory->states, page, end - page, PAGE_ABSENT);
+		uint64_t offset = region_image_offset(region, page);
+		bool zero = source_is_zero(source, n->page_size, offset);
+
+		if (run > 1)
+			run = source_count_alike(source, run, n->page_size, offset);
+		if (run > 0 && !guest_memory_piece(memory, page))
+			return;
+		if (run > 0 && zero && !supply_zeros(n, page, run))
+			return;
+		/* Where some can't be had at once, neither can the others, but for zeros. */
+		if (run > 0 && !zero && !only_zeros)
+			only_zeros = !supply_run(n, page, run);
+		page += run ?: 1;
+	}
 }
 
 void bring_neighbours(const struct demand *d, const struct block *block)
 {
-	const struct guest_memory *memory = d->session->memory;
-	const struct region *region = regions_of_page(memory->regions, memory->region_count, d->page);
+	const struct region *region = region_of(d);
 	const struct neighbours n = { .demand = d, .block = block, .page_size = region->page_size };
-	uint64_t first, count;
+	uint64_t first, end;
 
-	find_neighbours(d, &first, &count);
-	if (count == 1)
+	if (!are_wanted(d, region))
 		return;
-	for (uint64_t page = first, end = first + count; page < end;) {
-		uint64_t run = page_states_run(memory->states, page, end - page, PAGE_ABSENT);
-
-		if (run > 0 && (!guest_memory_piece(memory, page) || !supply_run(&n, page, run)))
-			return;
-		page += run ?: 1;
+	find_block(region, d->page, NEIGHBOURS, &first, &end);
+	bring(&n, first, end, false);
+	if (source_is_zero(d->session->template->source, region->page_size, region_image_offset(region, d->page))) {
+		find_block(region, d->page, ZERO_NEIGHBOURS, &first, &end);
+		bring(&n, first, end, true);
 	}
 }

@@ -57,6 +57,7 @@ struct template_spec {
 	const char *hot_list;  /* absolute path of the list that its forks prefetch by default, or NULL */
 	bool refresh_hot_list; /* it learns from what its forks touch */
 	bool no_hot_set;       /* its hot pages are not packed into a file beside the image */
+	bool no_zero_map;      /* nobody looks which of its pages are zeros */
 	const char *inject;    /* test wrapper around the image ("delay=5ms,error=0x1000+0x2000"), or NULL */
 };
 
@@ -69,7 +70,9 @@ struct template_info {
 	unsigned forks_waiting;	   /* created, VMM not yet there */
 	const char *hot_set_state; /* of the packed hot set: "off", "none", "building", "ready" or "failed" */
 	uint64_t hot_set_pages, hot_set_bytes;
-	char *hot_set_error; /* why it failed, or NULL; freed likewise */
+	const char *zero_map_state; /* "off", "building" or "ready" */
+	uint64_t zero_pages;	    /* of 4 KiB, known to be zeros so far */
+	char *hot_set_error;	    /* why it failed, or NULL; freed likewise */
 };
 
 void template_info_clear(struct template_info *info);

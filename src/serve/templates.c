@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "serve/hot_sets.h"
 #include "serve/internal.h"
+#include "template/zero_map.h"
 
 int check_name(const char *name, const char *what, struct error *err)
 {
@@ -95,6 +96,13 @@ static void fill_hot_set(struct template *t, struct template_info *ret)
 	}
 }
 
+static const char *zero_map_state_name(const struct template *t)
+{
+	enum zero_map_state state = t->zero_map_state;
+
+	return state == ZERO_MAP_READY ? "ready" : state == ZERO_MAP_BUILDING ? "building" : "off";
+}
+
 static void fill_info(const struct server *server, struct template *t, struct template_info *ret)
 {
 	*ret = (struct template_info){ .memory = copy(t->memory),
@@ -105,6 +113,8 @@ static void fill_info(const struct server *server, struct template *t, struct te
 				       .memory_size = t->size };
 	snprintf(ret->name, sizeof ret->name, "%s", t->name);
 	fill_hot_set(t, ret);
+	ret->zero_map_state = zero_map_state_name(t);
+	ret->zero_pages = t->source->zeros ? zero_map_pages(t->source->zeros) : 0;
 	for (const struct fork *fork = server->forks; fork; fork = fork->next) {
 		if (fork->template != t)
 			continue;
@@ -150,6 +160,9 @@ int server_template_add(struct server *server, const struct template_spec *spec,
 				 "there is no list to keep fresh: name one with --hot-list, which need not exist yet");
 	t->refresh = spec->refresh_hot_list;
 	t->packs = !spec->no_hot_set;
+	if (!spec->no_zero_map && template_map_zeros(t) < 0)
+		return error_set(err, -ENOMEM, "io_error", "out of memory");
+	bool zeros = spec->no_zero_map || zero_map_open_for(t);
 	if (spec->hot_list) {
 		_cleanup_hotlist_ struct hotlist *list = NULL;
 		r = load_hot_list(spec->hot_list, t, &list, err);
@@ -173,6 +186,8 @@ int server_template_add(struct server *server, const struct template_spec *spec,
 	if (ret)
 		fill_info(server, t, ret);
 	keeper_guard(server->keeper, t);
+	if (!zeros)
+		packer_find_zeros(server->packer, t);
 	keeper_lease(server->keeper, t);
 	keeper_ask(server->keeper, t);
 	log_info(NULL, "template %s added: %s", t->name, t->memory);
@@ -227,7 +242,7 @@ int server_template_remove(struct server *server, const char *name, struct error
 	memmove(&server->templates[at], &server->templates[at + 1],
 		(server->template_count - at) * sizeof server->templates[0]);
 	keeper_unguard(server->keeper, t);
-	hot_set_remove(t);
+	packer_remove(t);
 	template_unref(t);
 	log_info(NULL, "template %s removed", name);
 	return 0;
@@ -243,6 +258,8 @@ static void load_one(struct server *server, const char *name)
 		return;
 	}
 	if (insert(server, t) == 0) {
+		if (t->source->zeros && !zero_map_open_for(t))
+			packer_find_zeros(server->packer, t);
 		warn_if_unobserved(server, t);
 		if (t->hot_list && t->packs)
 			packer_open(server->packer, t);

@@ -54,7 +54,7 @@ static int damaged(const char *path, const char *how, struct error *err)
 }
 
 /* Nothing is believed, nor memory taken for it, before the file is known to be as long as it says. */
-static int read_header(struct hot_set *set, const struct hot_set_image *image, struct error *err)
+static int read_header(struct hot_set *set, const struct image_stamp *image, struct error *err)
 {
 	struct hot_set_header *h = &set->header;
 	struct stat st;
@@ -139,7 +139,7 @@ static int read_table(struct hot_set *set, struct error *err)
 	return sort_table(set, table, err);
 }
 
-int hot_set_open(const char *path, const struct hot_set_image *image, struct hot_loader *loader, struct source *like,
+int hot_set_open(const char *path, const struct image_stamp *image, struct hot_loader *loader, struct source *like,
 		 struct hot_set **ret, struct error *err)
 {
 	_cleanup_hot_set_ struct hot_set *set = calloc(1, sizeof *set);

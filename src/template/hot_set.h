@@ -17,19 +17,13 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "template/hot_loader.h"
+#include "template/image_stamp.h"
 #include "template/source.h"
 
 #define HOT_SET_PAGE   4096u
 #define HOT_SET_WINDOW 64u /* pages */
 #define HOT_SET_CHUNK  32u /* pages that are read and checked together */
 #define HOT_SET_NAME   ".hotset"
-
-/* The image that a set was made from. One that differs in any of this has another. */
-struct hot_set_image {
-	uint64_t size; /* bytes */
-	int64_t modified_s, modified_ns;
-	uint8_t identity[32];
-};
 
 struct hot_set;
 
@@ -40,14 +34,14 @@ uint64_t hot_set_digest(const uint64_t *pages, size_t count);
  * Writes the set to PATH, whole or not at all. IMAGE_FD is read, and PAGES are sorted in their windows. Codes: io_error, disk_full; -ECANCELED
  * without one where STOPPING has become true.
  */
-int hot_set_build(const char *path, int image_fd, const struct hot_set_image *image, uint64_t *pages, size_t count,
+int hot_set_build(const char *path, int image_fd, const struct image_stamp *image, uint64_t *pages, size_t count,
 		  const _Atomic bool *stopping, struct error *err);
 
 /*
  * LOADER, which outlives it, reads it; NULL: nothing is held in memory. LIKE: reading it takes as long as reading this source, if that has been slowed down for a test. Codes: hot_set_missing; hot_set_stale, of another image;
  * hot_set_damaged; io_error. The caller has the first reference.
  */
-int hot_set_open(const char *path, const struct hot_set_image *image, struct hot_loader *loader, struct source *like,
+int hot_set_open(const char *path, const struct image_stamp *image, struct hot_loader *loader, struct source *like,
 		 struct hot_set **ret, struct error *err);
 struct hot_set *hot_set_ref(struct hot_set *set);
 void hot_set_unref(struct hot_set *set);

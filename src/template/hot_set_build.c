@@ -1,12 +1,11 @@
 /* Writing a packed hot set: beside its place, and then put there whole. */
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/write.h"
+#include "template/beside.h"
 #include "template/hot_set_file.h"
 
 #define CHUNK_BYTES ((size_t)HOT_SET_CHUNK * HOT_SET_PAGE)
@@ -120,7 +119,7 @@ static int write_all(struct builder *b, uint64_t *pages, size_t count, const _At
 	return r == 0 && fsync(b->fd) < 0 ? -errno : r;
 }
 
-int hot_set_build(const char *path, int image_fd, const struct hot_set_image *image, uint64_t *pages, size_t count,
+int hot_set_build(const char *path, int image_fd, const struct image_stamp *image, uint64_t *pages, size_t count,
 		  const _Atomic bool *stopping, struct error *err)
 {
 	size_t chunks = count / HOT_SET_CHUNK + 1;
@@ -137,13 +136,11 @@ int hot_set_build(const char *path, int image_fd, const struct hot_set_image *im
 	header->count = count;
 	header->image = *image;
 
-	/* Nobody's but the server's, whoever may read the image; and no link of somebody else's is followed. */
-	unlink(tmp);
-	_cleanup_close_ int fd = open(tmp, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+	_cleanup_close_ int fd = beside_create(tmp);
 	struct builder b = {
 		.fd = fd, .image_fd = image_fd, .header = header, .table = table, .digests = digests, .chunk = chunk
 	};
-	int r = fd < 0 ? -errno : write_all(&b, pages, count, stopping);
+	int r = fd < 0 ? fd : write_all(&b, pages, count, stopping);
 	if (r == 0 && rename(tmp, path) < 0)
 		r = -errno;
 	if (r == 0)

@@ -18,11 +18,11 @@ struct hot_set_header {
 	char magic[8];
 	uint32_t version, page_size;
 	uint64_t count, stored; /* pages, and those of them that are in the file */
-	struct hot_set_image image;
+	struct image_stamp image;
 	uint64_t list;	       /* hot_set_digest of the list */
 	uint64_t table_digest; /* XXH3 of table and chunk digests */
 	uint64_t digest;       /* XXH3 of this header, with zero here */
-	uint8_t reserved[4096 - 8 - 2 * 4 - 2 * 8 - sizeof(struct hot_set_image) - 3 * 8];
+	uint8_t reserved[4096 - 8 - 2 * 4 - 2 * 8 - sizeof(struct image_stamp) - 3 * 8];
 };
 _Static_assert(sizeof(struct hot_set_header) == 4096, "the header is a page");
 

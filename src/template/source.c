@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "template/zero_map.h"
+
 /* How much of [OFFSET, OFFSET + LENGTH) the image has; the rest of BUFFER is zeroed. */
 static size_t clip(const struct source *source, void *buffer, size_t length, uint64_t offset)
 {
@@ -14,6 +16,24 @@ static size_t clip(const struct source *source, void *buffer, size_t length, uin
 
 	memset((char *)buffer + inside, 0, length - inside);
 	return inside;
+}
+
+bool source_is_zero(const struct source *source, size_t length, uint64_t offset)
+{
+	return source->zeros && !atomic_load_explicit(&source->changed, memory_order_relaxed) &&
+	       zero_map_covers(source->zeros, length, offset);
+}
+
+uint64_t source_count_alike(const struct source *source, uint64_t count, size_t page_size, uint64_t offset)
+{
+	bool zero = source_is_zero(source, page_size, offset);
+	uint64_t n = 1;
+
+	if (!source->zeros)
+		return count;
+	while (n < count && source_is_zero(source, page_size, offset + n * page_size) == zero)
+		n++;
+	return n;
 }
 
 const void *source_peek(struct source *source, size_t length, uint64_t offset, uint64_t now_ns)
@@ -39,6 +59,10 @@ int source_read_now(struct source *source, void *buffer, size_t length, uint64_t
 {
 	size_t inside = clip(source, buffer, length, offset);
 
+	if (inside && source_is_zero(source, inside, offset)) {
+		memset(buffer, 0, inside);
+		return 0;
+	}
 	return inside ? source->ops->read_now(source, buffer, inside, offset) : 0;
 }
 
@@ -71,8 +95,10 @@ int source_submit(struct source *source, struct io *io, struct io_read *read)
 
 void source_close(struct source *source)
 {
-	if (source)
-		source->ops->close(source);
+	if (!source)
+		return;
+	zero_map_free(source->zeros);
+	source->ops->close(source);
 }
 
 static int null_read(struct source *source, void *buffer, size_t length, uint64_t offset)

@@ -20,6 +20,7 @@
 #include "template/io.h"
 
 struct source;
+struct zero_map;
 
 /* Says that a thread may be copying bytes which only a lease vouches for. One thread each. */
 struct lease_section {
@@ -56,7 +57,8 @@ struct source_ops {
 /* Embedded in every source. */
 struct source {
 	const struct source_ops *ops;
-	uint64_t size; /* bytes of the image, fixed when it was opened */
+	uint64_t size;		/* bytes of the image, fixed when it was opened */
+	struct zero_map *zeros; /* pages that need no reading; owned; NULL: none is kept. Set before anybody reads */
 	/* peek would have liked to know more than it does: somebody should call refresh, which clears this. */
 	_Atomic bool stale;
 	/* The keeper watches the image, and has seen no change. */
@@ -81,6 +83,11 @@ int source_inject_new(struct source *inner, const char *spec, struct source **re
 /* Whether it is a wrapper that makes all of its image slow; and in how many ns a read of LENGTH bytes from it that starts now would end. */
 bool source_is_slowed(const struct source *source);
 uint64_t source_slowed_ns(struct source *source, size_t length);
+
+/* Whether [OFFSET, OFFSET + LENGTH) is known to be zeros. */
+bool source_is_zero(const struct source *source, size_t length, uint64_t offset);
+/* Of COUNT pages of PAGE_SIZE from OFFSET on, so many at the beginning are alike: all known to be zeros, or none. At least one. */
+uint64_t source_count_alike(const struct source *source, uint64_t count, size_t page_size, uint64_t offset);
 
 /* NULL as well where the range ends past the image. */
 const void *source_peek(struct source *source, size_t length, uint64_t offset, uint64_t now_ns);

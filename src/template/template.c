@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "template/hot_set.h"
+#include "template/zero_map.h"
 
 static int open_memory(struct template *t, const char *path, struct error *err)
 {
@@ -114,6 +115,15 @@ void template_unref(struct template *t)
 	free(t);
 }
 
+int template_map_zeros(struct template *t)
+{
+	t->source->zeros = zero_map_new(t->size);
+	if (!t->source->zeros)
+		return -ENOMEM;
+	t->zero_map_state = ZERO_MAP_BUILDING;
+	return 0;
+}
+
 int template_check_unchanged(const struct template *t, struct error *err)
 {
 	struct stat st;
@@ -174,11 +184,12 @@ static int write_record(int fd, const char *text, size_t length)
 
 int template_save(const struct template *t, const char *dir, struct error *err)
 {
-	json_t *json = json_pack("{s:s, s:s, s:s*, s:s*, s:s*, s:b, s:b, s:I, s:I, s:I, s:I, s:I}", "name", t->name,
-				 "memory", t->memory, "state", t->state, "hot_list", t->hot_list, "inject", t->inject,
-				 "refresh_hot_list", t->refresh, "hot_set", t->packs, "device", (json_int_t)t->device,
-				 "inode", (json_int_t)t->inode, "size", (json_int_t)t->size, "modified_s",
-				 (json_int_t)t->modified.tv_sec, "modified_ns", (json_int_t)t->modified.tv_nsec);
+	json_t *json =
+		json_pack("{s:s, s:s, s:s*, s:s*, s:s*, s:b, s:b, s:b, s:I, s:I, s:I, s:I, s:I}", "name", t->name,
+			  "memory", t->memory, "state", t->state, "hot_list", t->hot_list, "inject", t->inject,
+			  "refresh_hot_list", t->refresh, "hot_set", t->packs, "zero_map", t->source->zeros != NULL,
+			  "device", (json_int_t)t->device, "inode", (json_int_t)t->inode, "size", (json_int_t)t->size,
+			  "modified_s", (json_int_t)t->modified.tv_sec, "modified_ns", (json_int_t)t->modified.tv_nsec);
 	_cleanup_free_ char *text = json ? json_dumps(json, JSON_INDENT(2)) : NULL;
 	json_decref(json);
 	if (!text)
@@ -243,15 +254,18 @@ int template_load(const char *name, const char *dir, struct template **ret, stru
 		return error_set(err, -EBADMSG, "io_error", "'%s' is damaged: %s", path, jerr.text);
 
 	const char *memory, *state = NULL, *hot_list = NULL, *inject = NULL;
-	int refresh = 0, packs = 1; /* records of earlier versions lack them */
+	int refresh = 0, packs = 1, zeros = 1; /* records of earlier versions lack them */
 	_cleanup_template_ struct template *t = NULL;
-	if (json_unpack(json, "{s:s, s?s, s?s, s?s, s?b, s?b}", "memory", &memory, "state", &state, "hot_list",
-			&hot_list, "inject", &inject, "refresh_hot_list", &refresh, "hot_set", &packs) < 0)
+	if (json_unpack(json, "{s:s, s?s, s?s, s?s, s?b, s?b, s?b}", "memory", &memory, "state", &state, "hot_list",
+			&hot_list, "inject", &inject, "refresh_hot_list", &refresh, "hot_set", &packs, "zero_map",
+			&zeros) < 0)
 		r = error_set(err, -EBADMSG, "io_error", "'%s' is damaged: it names no memory image", path);
 	else
 		r = template_open(name, memory, state, hot_list, inject, &t, err);
 	if (r == 0)
 		r = check_recorded(t, json, err);
+	if (r == 0 && zeros && template_map_zeros(t) < 0)
+		r = error_set(err, -ENOMEM, "io_error", "out of memory");
 	json_decref(json);
 	if (r < 0)
 		return r;

@@ -15,6 +15,7 @@
 
 struct hot_set;
 enum hot_set_state { HOT_SET_NONE, HOT_SET_BUILDING, HOT_SET_READY, HOT_SET_FAILED };
+enum zero_map_state { ZERO_MAP_OFF, ZERO_MAP_BUILDING, ZERO_MAP_READY };
 
 /* Reference-counted: the store and every fork hold one. All but the count is fixed once it is opened. */
 struct template
@@ -41,8 +42,11 @@ struct template
 	enum hot_set_state hot_set_state;
 	char hot_set_why[ERROR_MESSAGE_MAX]; /* it failed */
 	uint64_t hot_set_list;		     /* the list for which one was tried last, once one was */
-	bool hot_set_tried, hot_set_gone;
+	bool hot_set_tried;
 	uint64_t hot_set_made_ns;
+
+	_Atomic enum zero_map_state zero_map_state; /* of source->zeros */
+	_Atomic bool removed;			    /* what is beside the image is to go, and not to come back */
 
 	_Atomic unsigned refs;
 	_Atomic bool in_line; /* the keeper's */
@@ -60,6 +64,9 @@ struct template *template_ref(struct template *template);
 void template_unref(struct template *template);
 DEFINE_CLEANUP(struct template, template_unref)
 #define _cleanup_template_ _cleanup_(cleanup_template_unref)
+
+/* From now on there is a zero map to be filled in; before anybody reads from the source. -ENOMEM. */
+int template_map_zeros(struct template *template);
 
 /* Whether the image is still the one that was opened: size, and time of modification. -ESTALE with code "template_changed". */
 int template_check_unchanged(const struct template *template, struct error *err);

@@ -179,7 +179,7 @@ static struct supply put_pages(struct guest_memory *memory, uint64_t page, uint6
 	uint64_t size = piece->page_size, address = piece_address(piece, page), at = 0, limit = count;
 	while (at < count) {
 		uint64_t length = count - at < limit ? count - at : limit;
-		const char *bytes = (const char *)data + at * size;
+		const char *bytes = data ? (const char *)data + at * size : NULL;
 		struct uffd_result r = size > SMALL_PAGE && data
 					       ? put_huge(memory, page + at, address + at * size, size, bytes, put)
 					       : put(memory, address + at * size, bytes, length * size);
@@ -266,12 +266,12 @@ static void map_huge_zeros(void)
 	huge_zeros = p;
 }
 
-struct supply guest_memory_zero(struct guest_memory *memory, uint64_t page, enum wake wake)
+struct supply guest_memory_zero(struct guest_memory *memory, uint64_t page, uint64_t count, enum wake wake)
 {
 	const struct region *region = regions_of_page(memory->regions, memory->region_count, page);
 
 	if (region->page_size == SMALL_PAGE)
-		return put_pages(memory, page, 1, NULL, wake == WAKE_NOW ? put_zero : put_zero_held, wake);
+		return put_pages(memory, page, count, NULL, wake == WAKE_NOW ? put_zero : put_zero_held, wake);
 
 	pthread_once(&huge_zeros_once, map_huge_zeros);
 	if (!huge_zeros)

@@ -88,8 +88,8 @@ enum wake { WAKE_NOW, WAKE_LATER };
 struct supply guest_memory_supply(struct guest_memory *memory, uint64_t page, uint64_t count, const void *data,
 				  enum wake wake);
 void guest_memory_wake(struct guest_memory *memory, uint64_t page, uint64_t count);
-/* Makes one page zero. The gate is held shared. */
-struct supply guest_memory_zero(struct guest_memory *memory, uint64_t page, enum wake wake);
+/* Makes COUNT pages from PAGE on zero; one, if it is huge. They lie in one piece. The gate is held shared. */
+struct supply guest_memory_zero(struct guest_memory *memory, uint64_t page, uint64_t count, enum wake wake);
 /* Makes touching the page a SIGBUS. SUPPLY_FAILED where the kernel can't (before Linux 6.6). The gate is held shared. */
 struct supply guest_memory_poison(struct guest_memory *memory, uint64_t page);
 

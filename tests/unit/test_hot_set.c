@@ -15,7 +15,7 @@ struct pack {
 	struct scratch scratch;
 	char path[128], image_path[128];
 	int image_fd;
-	struct hot_set_image image;
+	struct image_stamp image;
 	struct hot_loader *loader;
 	uint64_t list; /* digest of the list it was made for */
 	_Atomic bool stopping;
@@ -39,7 +39,7 @@ static int make(void **state)
 	assert_true(pack->image_fd >= 0);
 	for (unsigned page = ZERO_FROM; page < ZERO_TO; page++)
 		assert_int_equal(pwrite(pack->image_fd, zeros, PAGE, (off_t)(page * PAGE)), PAGE);
-	pack->image = (struct hot_set_image){ .size = IMAGE_SIZE, .modified_s = 5, .modified_ns = 6 };
+	pack->image = (struct image_stamp){ .size = IMAGE_SIZE, .modified_s = 5, .modified_ns = 6 };
 	memset(pack->image.identity, 7, sizeof pack->image.identity);
 	assert_int_equal(hot_loader_new(&pack->loader, NULL), 0);
 	*state = pack;
@@ -165,7 +165,7 @@ static void expect_refused(struct pack *pack, const char *code)
 static void test_of_another_image(void **state)
 {
 	struct pack *pack = *state;
-	struct hot_set_image right = pack->image;
+	struct image_stamp right = pack->image;
 
 	expect_refused(pack, "hot_set_missing");
 	assert_int_equal(build(pack, pack->path, COUNT, NULL), 0);
