@@ -20,6 +20,10 @@
 #include "cli/replay.h"
 #include "hotlist/hotlist.h"
 
+/* Ten seconds in all. */
+#define ZEROS_AGAIN_MS	5
+#define ZEROS_LOOKS_MAX 2000
+
 /* Far more than a server takes to start or to stop on a loaded machine. */
 #define START_S 60
 #define STOP_S	60
@@ -212,6 +216,24 @@ static int failed(const struct client_call *call, struct error *err)
 	return call->result;
 }
 
+/* The server looks through the image for zeros when it comes: guests that run meanwhile would share disk and CPU with that. */
+static int await_zeros(struct replay_job *job, struct error *err)
+{
+	for (unsigned looks = 0; looks < ZEROS_LOOKS_MAX; looks++) {
+		_cleanup_client_call_ struct client_call call = { .args = &job->api };
+		struct pollfd interrupt = { .fd = job->signals, .events = POLLIN };
+
+		if (client_call_named(&call, "GET", "/v1/templates/", job->name, "", API_TIMEOUT_S) < 0)
+			return failed(&call, err);
+		if (strcmp(client_string(json_object_get(call.reply.json, "zero_map"), "state", ""), "building") != 0)
+			return 0;
+		/* Who interrupts us is heard by whoever waits next. */
+		if (poll(&interrupt, 1, ZEROS_AGAIN_MS) > 0)
+			return 0;
+	}
+	return 0; /* a large image on a slow disk: it need not be waited for */
+}
+
 static int template_add(struct replay_job *job, struct error *err)
 {
 	_cleanup_client_call_ struct client_call call = { .args = &job->api };
@@ -221,7 +243,7 @@ static int template_add(struct replay_job *job, struct error *err)
 	if (client_call(&call, "POST", "/v1/templates", API_TIMEOUT_S) < 0)
 		return failed(&call, err);
 	job->has_template = true;
-	return 0;
+	return await_zeros(job, err);
 }
 
 static void fork_id(const struct replay_job *job, unsigned number, char id[static 64])

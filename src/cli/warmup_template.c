@@ -62,6 +62,7 @@ static int add_stand_in(struct warmup_job *job, const char *memory, struct error
 	client_add_path(&call, "memory", memory);
 	client_add_string(&call, "state", job->state);
 	client_add_string(&call, "inject", job->inject);
+	client_add(&call, "no_zero_map", json_true());
 	if (client_call(&call, "POST", "/v1/templates", API_TIMEOUT_S) < 0)
 		return failed(&call, err);
 	snprintf(job->stand_in, sizeof job->stand_in, "%s", name);
