@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -131,16 +131,29 @@ static void find_holes(struct zero_map *map, int fd)
 
 struct reader {
 	int fd, direct_fd; /* the latter -1: there is none */
+	char *mapped;	   /* the whole image; MAP_FAILED: it can't be asked what is in memory */
 	char *buffer;
 };
 
-/* As far as it is in memory from there; else past the page cache, which is not ours to fill. Bytes, or negative errno. */
+static bool is_in_memory(const struct reader *reader, size_t length, uint64_t offset)
+{
+	unsigned char pages[PIECE / ZERO_MAP_PAGE];
+
+	if (reader->mapped == MAP_FAILED || mincore(reader->mapped + offset, length, pages) < 0)
+		return false;
+	for (size_t i = 0; i * ZERO_MAP_PAGE < length; i++)
+		if (!(pages[i] & 1))
+			return false;
+	return true;
+}
+
+/* From memory where it is there; else past the page cache, which is not ours to fill: also a read that doesn't wait would begin to. */
 static ssize_t read_piece(struct reader *reader, size_t length, uint64_t offset)
 {
-	struct iovec iov = { .iov_base = reader->buffer, .iov_len = length };
-	ssize_t n = preadv2(reader->fd, &iov, 1, (off_t)offset, RWF_NOWAIT);
+	ssize_t n;
 
-	if (n == (ssize_t)length)
+	if (is_in_memory(reader, length, offset) &&
+	    (n = pread(reader->fd, reader->buffer, length, (off_t)offset)) == (ssize_t)length)
 		return n;
 	n = reader->direct_fd < 0 ? -1 : pread(reader->direct_fd, reader->buffer, PIECE, (off_t)offset);
 	if (n < 0)
@@ -198,8 +211,12 @@ int zero_map_scan(struct zero_map *map, int fd, bool (*stop)(void *data), void *
 	_cleanup_close_ int direct = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT | O_NONBLOCK);
 	struct reader reader = { .fd = own < 0 ? fd : own, .direct_fd = direct, .buffer = buffer };
 
+	reader.mapped = mmap(NULL, map->size, PROT_READ, MAP_SHARED, reader.fd, 0);
 	find_holes(map, reader.fd);
-	return look_at_data(map, &reader, stop, data);
+	int r = look_at_data(map, &reader, stop, data);
+	if (reader.mapped != MAP_FAILED)
+		munmap(reader.mapped, map->size);
+	return r;
 }
 
 /* ---- the file ---- */

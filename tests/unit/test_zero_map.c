@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -106,6 +107,33 @@ static void finds_holes_and_zeros(void **state)
 	_cleanup_zero_map_ struct zero_map *map = scan(*state);
 
 	assert_right(*state, map);
+}
+
+static size_t count_resident(const struct scene *scene)
+{
+	unsigned char there[PAGES];
+	void *p = mmap(NULL, SIZE, PROT_READ, MAP_SHARED, scene->fd, 0);
+	size_t count = 0;
+
+	assert_true(p != MAP_FAILED);
+	assert_int_equal(mincore(p, SIZE, there), 0);
+	for (size_t i = 0; i < PAGES; i++)
+		count += there[i] & 1;
+	munmap(p, SIZE);
+	return count;
+}
+
+/* What is not in memory is not brought there by looking; only on a disk can it be somewhere else. */
+static void leaves_the_page_cache_alone(void **state)
+{
+	const struct scene *scene = *state;
+
+	assert_int_equal(fsync(scene->fd), 0);
+	assert_int_equal(posix_fadvise(scene->fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+	size_t before = count_resident(scene);
+	_cleanup_zero_map_ struct zero_map *map = scan(scene);
+	assert_right(scene, map);
+	assert_int_equal(count_resident(scene), before);
 }
 
 static void a_range_is_zeros_where_all_of_it_is(void **state)
@@ -227,6 +255,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(finds_holes_and_zeros),
+		TEST(leaves_the_page_cache_alone),
 		TEST(a_range_is_zeros_where_all_of_it_is),
 		TEST(knows_nothing_before_it_has_looked),
 		TEST(is_kept_in_a_file),
