@@ -9,6 +9,7 @@
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "cli/fork_print.h"
+#include "cli/hotlist.h"
 #include "cli/options.h"
 #include "hotlist/hotlist.h"
 
@@ -66,6 +67,14 @@ static int run_create(const struct cli_args *args)
 	if (add_seconds(&call, "window-timeout", "window_timeout_s") != EXIT_OK ||
 	    add_seconds(&call, "settle", "settle_s") != EXIT_OK)
 		return EXIT_USAGE;
+	const char *budget = cli_value(args, "prefetch-budget");
+	uint64_t bytes;
+
+	if (budget) {
+		if (!hotlist_cli_parse_size(budget, &bytes) || bytes > INT64_MAX)
+			return cli_usage_error(args, "--prefetch-budget is a size like 64M, not '%s'", budget);
+		client_add(&call, "prefetch_budget", json_integer((json_int_t)bytes));
+	}
 	client_add_string(&call, "template", args->arguments[0]);
 	client_add_string(&call, "id", cli_value(args, "id"));
 	if (cli_value(args, "record"))
@@ -201,6 +210,12 @@ static const struct cli_option create_options[] = {
 	  .manual = "eager: the VM is held back by whoever starts it: 'faultline fork wait ID --for prefetched' returns when the pages "
 		    "are there. stream: pages come in the list's order while the VM runs, from where it asks on." },
 	{ .name = "hot-list", .value = "LIST", .help = "what to prefetch (default: the template's own list)" },
+	{ .name = "prefetch-budget",
+	  .value = "SIZE",
+	  .help = "memory that prefetch may take, like 64M: what the list names after that is left out (default: all of it)",
+	  .manual =
+		  "The first pages of the list that fit are prefetched, so that a list in the order of touches loses what is touched last. Pages that come along with "
+		  "demand faults take what the list has left. 'faultline fork show' tells how many pages were left out." },
 	{ .name = "dir", .value = "DIR", .help = "where its socket is made (default: the run directory)" },
 	{ .name = "window-timeout",
 	  .value = "S",

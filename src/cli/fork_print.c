@@ -152,6 +152,8 @@ void fork_print(const json_t *fork)
 	print_count("pages prefetched", fork, "prefetched_pages");
 	print_count("  there already", fork, "prefetch_present_pages");
 	print_count("  removed before", fork, "prefetch_removed_pages");
+	if (!json_is_null(json_object_get(fork, "prefetch_budget")))
+		print_count("  over the budget", fork, "prefetch_over_budget_pages");
 	print_time("  in", fork, "prefetch_ms", 1);
 	print_stream(json_object_get(fork, "stream"));
 	printf("%-20s%s\n", "recording", json_is_true(json_object_get(fork, "record")) ? "yes" : "no");

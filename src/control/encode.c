@@ -27,6 +27,12 @@ static json_t *encode_count(uint64_t n)
 	return json_integer((json_int_t)n);
 }
 
+/* Bytes: null where there is none. */
+static json_t *encode_budget(uint64_t bytes)
+{
+	return bytes ? encode_count(bytes) : json_null();
+}
+
 json_t *encode_template(const struct template_info *info)
 {
 	json_t *hot_set = json_pack("{s:s,s:o,s:o,s:o}", "state", info->hot_set_state ?: "none", "pages",
@@ -100,6 +106,8 @@ static int encode_numbers(json_t *fork, const struct fork_info *info)
 		{ "prefetched_pages", encode_count, info->prefetched_pages },
 		{ "prefetch_present_pages", encode_count, info->prefetch_present_pages },
 		{ "prefetch_removed_pages", encode_count, info->prefetch_removed_pages },
+		{ "prefetch_budget", encode_budget, info->prefetch_budget },
+		{ "prefetch_over_budget_pages", encode_count, info->prefetch_over_budget_pages },
 		{ "prefetch_ms", encode_ms, info->prefetch_ns },
 		{ "removed_pages", encode_count, info->removed_pages },
 		{ "recorded_pages", encode_count, info->recorded_pages },

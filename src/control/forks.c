@@ -103,6 +103,7 @@ int handle_forks_create(struct request *request, struct reply *reply, struct err
 		{ "record", MEMBER_BOOL, false, &spec.record },
 		{ "prefetch", MEMBER_STRING, false, &prefetch },
 		{ "hot_list", MEMBER_PATH, false, &spec.hot_list },
+		{ "prefetch_budget", MEMBER_BYTES, false, &spec.prefetch_budget },
 		{ "dir", MEMBER_PATH, false, &spec.dir },
 		{ "uid", MEMBER_UID, false, &spec.uid },
 		{ "window_timeout_s", MEMBER_SECONDS, false, &timeout_ns },

@@ -341,6 +341,21 @@ static int read_uid(const struct member *member, const json_t *value, struct err
 	return 0;
 }
 
+static int read_bytes(const struct member *member, const json_t *value, struct error *err)
+{
+	if (!json_is_integer(value))
+		return wrong_type(member, "a number of bytes (an integer)", value, err);
+
+	json_int_t bytes = json_integer_value(value);
+
+	if (bytes < MEMBER_BYTES_MIN || bytes > MEMBER_BYTES_MAX)
+		return error_set(err, -EINVAL, "bad_member",
+				 "the member '%s' is a number of bytes from %d to %lld, not %" JSON_INTEGER_FORMAT,
+				 member->name, MEMBER_BYTES_MIN, MEMBER_BYTES_MAX, bytes);
+	*(uint64_t *)member->value = (uint64_t)bytes;
+	return 0;
+}
+
 static int read_seconds(const struct member *member, const json_t *value, struct error *err)
 {
 	if (!json_is_number(value))
@@ -365,6 +380,8 @@ static int read_member(const struct member *member, const json_t *value, struct 
 		return read_path(member, value, err);
 	case MEMBER_UID:
 		return read_uid(member, value, err);
+	case MEMBER_BYTES:
+		return read_bytes(member, value, err);
 	case MEMBER_SECONDS:
 		return read_seconds(member, value, err);
 	case MEMBER_BOOL:

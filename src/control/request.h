@@ -69,12 +69,15 @@ int request_query_seconds(const struct request *request, const char *name, unsig
 /* ---- bodies ---- */
 
 #define MEMBER_SECONDS_MAX 86400
+#define MEMBER_BYTES_MIN   4096
+#define MEMBER_BYTES_MAX   (1ll << 50)
 
 enum member_type {
 	MEMBER_STRING,	/* const char * */
 	MEMBER_PATH,	/* const char *: an absolute path that the kernel can take */
 	MEMBER_BOOL,	/* bool */
 	MEMBER_UID,	/* uid_t */
+	MEMBER_BYTES,	/* uint64_t: an integer of MEMBER_BYTES_MIN to MEMBER_BYTES_MAX */
 	MEMBER_SECONDS, /* uint64_t in ns: a number of 0 to MEMBER_SECONDS_MAX */
 };
 

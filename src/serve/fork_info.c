@@ -93,6 +93,8 @@ void fork_fill_info(const struct fork *fork, struct fork_info *ret)
 		.prefetch_present_pages = fork->prefetch_present,
 		.prefetch_removed_pages = fork->prefetch_removed,
 		.prefetch_ns = fork->prefetch_ns,
+		.prefetch_budget = fork->prefetch_budget,
+		.prefetch_over_budget_pages = fork->prefetch_over,
 		.connected_ns = since(fork, fork->connected_ns),
 		.ready_ns = since(fork, fork->ready_ns),
 		.gone_ns = since(fork, fork->gone_ns),

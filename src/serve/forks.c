@@ -90,6 +90,9 @@ static int check_spec(struct server *server, const struct fork_spec *spec, struc
 		if (r < 0)
 			return r;
 	}
+	if (spec->prefetch_budget > 0 && spec->prefetch == PREFETCH_OFF)
+		return error_set(err, -EINVAL, "bad_prefetch",
+				 "a prefetch budget without prefetch has no effect: say --prefetch eager or stream with it");
 	if (spec->hot_list) {
 		int r = check_hot_list(server, spec->hot_list, spec->template, err);
 		if (r < 0)
@@ -132,6 +135,7 @@ static struct fork *fork_new(const struct fork_spec *spec, const char *id, const
 	fork->wish.window_settle_ns = spec->window_settle_ns;
 	fork->uid = spec->uid;
 	fork->prefetch = spec->prefetch;
+	fork->prefetch_budget = spec->prefetch_budget;
 	if (spec->prefetch != PREFETCH_OFF) {
 		const char *list = spec->hot_list ?: template->hot_list;
 		fork->prefetch_state = PREFETCH_PENDING;

@@ -99,8 +99,10 @@ struct fork {
 	enum prefetch_state prefetch_state;
 	char *hot_list;
 	uint64_t prefetched, prefetch_present, prefetch_removed, prefetch_ns, prefetch_started_ns;
-	bool prefetching; /* a job is under way */
-	bool streamed;	  /* it has a stream; its figures, as they were when it ended */
+	uint64_t prefetch_budget; /* bytes; 0: none */
+	uint64_t prefetch_over;	  /* listed pages that were over it */
+	bool prefetching;	  /* a job is under way */
+	bool streamed;		  /* it has a stream; its figures, as they were when it ended */
 	struct fork_stream_info stream;
 	char *error;
 

@@ -36,6 +36,18 @@ static const void *find_bytes(const struct neighbours *n, uint64_t page, uint64_
 	return source_read_now(source, pager->buffer, count * n->page_size, offset) == 0 ? pager->buffer : NULL;
 }
 
+/* Whether so much more may come unasked; then it has been taken off what may. */
+static bool take_spare(const struct neighbours *n, uint64_t count)
+{
+	_Atomic int64_t *spare = &n->demand->session->spare;
+	int64_t bytes = (int64_t)(count * n->page_size);
+
+	if (atomic_fetch_sub_explicit(spare, bytes, memory_order_relaxed) >= bytes)
+		return true;
+	atomic_fetch_add_explicit(spare, bytes, memory_order_relaxed);
+	return false;
+}
+
 /* Pages that have come unasked. */
 static void note_brought(struct session *s, uint64_t page, uint64_t count)
 {
@@ -48,6 +60,8 @@ static void note_brought(struct session *s, uint64_t page, uint64_t count)
 
 static bool supply_zeros(const struct neighbours *n, uint64_t page, uint64_t count)
 {
+	if (!take_spare(n, count))
+		return false;
 	struct supply supply = guest_memory_zero(n->demand->session->memory, page, count, WAKE_NOW);
 
 	note_brought(n->demand->session, page, supply.copied);
@@ -65,7 +79,7 @@ static bool supply_run(const struct neighbours *n, uint64_t page, uint64_t count
 	bool mapped;
 	const void *bytes = find_bytes(n, page, count, offset, &mapped);
 
-	if (!bytes)
+	if (!bytes || !take_spare(n, count))
 		return false;
 	if (!mapped)
 		supply = guest_memory_supply(memory, page, count, bytes, WAKE_NOW);

@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "prefetch/budget.h"
 #include "serve/hot_sets.h"
 #include "serve/internal.h"
 #include "serve/thread_stat.h"
@@ -24,6 +25,8 @@ struct prefetch_request {
 	char *path;
 	uint64_t *hot_pages; /* the list as the image has it, where a packed hot set is to be made of it; or NULL */
 	size_t hot_count;
+	uint64_t budget;    /* bytes; 0: none */
+	uint64_t over;	    /* pages of the list that are over it */
 	struct error error; /* of making the plan */
 };
 
@@ -51,11 +54,32 @@ static int load_list(const char *path, struct template *template, struct hotlist
 	return 0;
 }
 
-static int make_plan(const char *path, const struct session *session, struct plan **ret, struct error *err)
+/* The request's list, as far as it is within the budget. What of that is not for the list is for neighbours. */
+static int load_within_budget(struct prefetch_request *request, struct hotlist **ret, struct error *err)
 {
 	_cleanup_hotlist_ struct hotlist *list = NULL;
-	const struct guest_memory *memory = session->memory;
-	int r = load_list(path, session->template, &list, err);
+	struct session *s = request->session;
+	const struct guest_memory *memory = s->memory;
+	uint64_t used;
+	int r = load_list(request->path, s->template, &list, err);
+
+	if (r == 0 && request->budget > 0) {
+		r = budget_cut(list, memory->regions, memory->region_count, request->budget, &used, &request->over, err);
+		if (r < 0)
+			return error_prefix(err, r, "%s: ", request->path);
+		atomic_store(&s->spare, (int64_t)(request->budget - used));
+	}
+	if (r == 0)
+		*ret = TAKE_PTR(list);
+	return r;
+}
+
+static int make_plan(struct prefetch_request *request, struct plan **ret, struct error *err)
+{
+	_cleanup_hotlist_ struct hotlist *list = NULL;
+	const char *path = request->path;
+	const struct guest_memory *memory = request->session->memory;
+	int r = load_within_budget(request, &list, err);
 
 	if (r < 0)
 		return r;
@@ -86,7 +110,8 @@ static int find_hot_set(struct prefetch_request *request, const struct stream *s
 	if (!t->packs || !stream_is_small(stream))
 		return 0;
 	struct hot_set *set = hot_set_of(t);
-	if (t->hot_list && !strcmp(request->path, t->hot_list))
+	/* A part of the list is no list to make a set of. */
+	if (t->hot_list && !strcmp(request->path, t->hot_list) && request->over == 0)
 		note_hot_pages(request, stream, set);
 	request->job.hot = &s->hot;
 	return hot_reader_init(&s->hot, set);
@@ -98,7 +123,7 @@ static int make_stream(struct prefetch_request *request, struct error *err)
 	_cleanup_hotlist_ struct hotlist *list = NULL;
 	const struct guest_memory *memory = request->job.memory;
 	struct stream *stream;
-	int r = load_list(request->path, request->session->template, &list, err);
+	int r = load_within_budget(request, &list, err);
 
 	if (r < 0)
 		return r;
@@ -121,7 +146,7 @@ static int prepare(struct prefetch_job *job)
 	struct prefetch_request *request = (struct prefetch_request *)job;
 
 	return request->streamed ? make_stream(request, &request->error)
-				 : make_plan(request->path, request->session, &job->plan, &request->error);
+				 : make_plan(request, &job->plan, &request->error);
 }
 
 static void find_cpus(struct prefetch_job *job, cpu_set_t *ret)
@@ -220,6 +245,7 @@ static void lost(struct prefetch_job *job)
 static void count_job(struct fork *fork, const struct prefetch_job *job)
 {
 	fork->prefetched += load(&job->copied);
+	fork->prefetch_over += ((const struct prefetch_request *)job)->over;
 	if (!job->stream) {
 		fork->prefetch_present += load(&job->present);
 		fork->prefetch_removed += load(&job->removed);
@@ -243,6 +269,11 @@ static void log_done(const struct fork *fork, const struct prefetch_request *req
 	else
 		log_info(request->session->name, "prefetched %" PRIu64 " of %" PRIu64 " listed pages in %.1f ms",
 			 load(&job->copied), job->plan->pages, ms);
+	if (request->over > 0)
+		log_info(request->session->name,
+			 "%" PRIu64 " listed pages were left out, as they are over the prefetch budget of %" PRIu64
+			 " bytes",
+			 request->over, request->budget);
 }
 
 static void done(struct prefetch_job *job, int result)
@@ -302,6 +333,7 @@ static struct prefetch_request *request_new(struct server *server, struct fork *
 	request->server = server;
 	request->session = session_use(fork->session);
 	request->serial = fork->serial;
+	request->budget = fork->prefetch_budget;
 	request->job.memory = fork->session->memory;
 	request->job.source = fork->session->template->source;
 	request->job.prepare = prepare;
@@ -370,7 +402,7 @@ int server_fork_prefetch(struct server *server, const char *id, const char *hot_
 	/* The whole list is read and checked before the first page is copied, on this thread, so that its mistakes are the answer. */
 	bool claimed = r == 0;
 	if (r == 0)
-		r = make_plan(hot_list_path, request->session, &request->job.plan, err);
+		r = make_plan(request, &request->job.plan, err);
 
 	pthread_mutex_lock(&server->lock);
 	fork = server_find_fork(server, id);

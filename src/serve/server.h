@@ -110,8 +110,9 @@ struct fork_spec {
 	/* When the kernel's recording ends, if its guest doesn't say before that it is ready; 0: the usual. SETTLE: after so long a quiet; UINT64_MAX: not for that. */
 	uint64_t window_timeout_ns, window_settle_ns;
 	enum prefetch_mode prefetch;
-	const char *hot_list; /* absolute path; NULL: the template's own */
-	const char *dir;      /* absolute path of the directory for the socket; NULL: the run directory */
+	uint64_t prefetch_budget; /* bytes that prefetch may take for it; 0: as the list says */
+	const char *hot_list;	  /* absolute path; NULL: the template's own */
+	const char *dir;	  /* absolute path of the directory for the socket; NULL: the run directory */
 	uid_t uid; /* who besides root may connect; the socket is given to this user. (uid_t)-1: the server's own user */
 };
 
@@ -156,14 +157,16 @@ struct fork_info {
 	int pager_cpus[FORK_PAGERS_TOLD]; /* CPUs of the pagers that watch it now */
 	unsigned pager_count;
 
-	uint64_t faults;		 /* demand faults read */
-	uint64_t copied_pages;		 /* by demand faults */
-	uint64_t zeroed_pages;		 /* by demand faults on removed pages */
-	uint64_t neighbour_pages;	 /* that came unasked, beside pages that the list did not have */
-	uint64_t prefetched_pages;	 /* supplied by prefetch */
-	uint64_t prefetch_present_pages; /* listed, but there already */
-	uint64_t prefetch_removed_pages; /* listed, but removed by the guest, so not brought back */
-	uint64_t prefetch_ns;		 /* from the start of the last prefetch to its end */
+	uint64_t faults;		     /* demand faults read */
+	uint64_t copied_pages;		     /* by demand faults */
+	uint64_t zeroed_pages;		     /* by demand faults on removed pages */
+	uint64_t neighbour_pages;	     /* that came unasked, beside pages that the list did not have */
+	uint64_t prefetched_pages;	     /* supplied by prefetch */
+	uint64_t prefetch_present_pages;     /* listed, but there already */
+	uint64_t prefetch_removed_pages;     /* listed, but removed by the guest, so not brought back */
+	uint64_t prefetch_budget;	     /* bytes; 0: none */
+	uint64_t prefetch_over_budget_pages; /* listed, but left out for it */
+	uint64_t prefetch_ns;		     /* from the start of the last prefetch to its end */
 	uint64_t removed_pages;
 	uint64_t recorded_pages;
 	uint64_t poisoned_pages;  /* not readable: the guest gets SIGBUS there */

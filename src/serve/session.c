@@ -28,6 +28,7 @@ int session_new(const char *fork_id, pid_t pid, int pidfd, struct guest_memory *
 	for (size_t i = 0; i < sizeof s->orphans / sizeof s->orphans[0]; i++)
 		s->orphans[i] = -1;
 	atomic_init(&s->recording, record);
+	atomic_init(&s->spare, INT64_MAX);
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_rwlock_init(&s->hot_lock, NULL);
 	*ret = s;

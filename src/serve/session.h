@@ -54,6 +54,9 @@ struct session {
 	pthread_rwlock_t hot_lock; /* held exclusively only to end it */
 	struct hot_reader hot; /* of its template's packed hot set, from before there is a stream until it has ended */
 
+	/* Bytes that may come unasked besides the list's pages: what is left of its budget. */
+	_Atomic int64_t spare;
+
 	_Atomic uint64_t faults, copied, zeroed, neighbours, poisoned, deferrals, slow;
 	struct histogram stall;
 

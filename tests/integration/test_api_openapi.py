@@ -107,7 +107,7 @@ def wrong_values(schema):
     """Values of types that the member can't have."""
     kind = schema.get("type") or "string"
     values = [None, [], {}]
-    values += {"string": [1.5, 1, True, ""], "boolean": [1.5, 0, "true"], "integer": [1.5, "1", True, -1, 2**32 - 1, 2**62],
+    values += {"string": [1.5, 1, True, ""], "boolean": [1.5, 0, "true"], "integer": [1.5, "1", True, schema.get("minimum", 0) - 1, schema.get("maximum", 2**62) + 1, 2**62],
                "number": ["1", True, -0.5, 2**62]}[kind]
     return values
 
