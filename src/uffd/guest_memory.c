@@ -176,7 +176,21 @@ static struct supply put_pages(struct guest_memory *memory, uint64_t page, uint6
 		return supply;
 	}
 
+	/* What lies behind a piece may be another one's pages by now: no call goes on into those. */
 	uint64_t size = piece->page_size, address = piece_address(piece, page), at = 0, limit = count;
+	uint64_t end = piece->first_page + piece->length / size - page;
+
+	if (end < count) {
+		supply = put_pages(memory, page, end, data, put, wake);
+		if (supply.outcome != SUPPLY_DONE)
+			return supply;
+		struct supply rest = put_pages(memory, page + end, count - end,
+					       data ? (const char *)data + end * size : NULL, put, wake);
+		rest.copied += supply.copied;
+		rest.present += supply.present;
+		rest.skipped += supply.skipped;
+		return rest;
+	}
 	while (at < count) {
 		uint64_t length = count - at < limit ? count - at : limit;
 		const char *bytes = data ? (const char *)data + at * size : NULL;
