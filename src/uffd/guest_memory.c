@@ -260,10 +260,14 @@ struct supply guest_memory_supply(struct guest_memory *memory, uint64_t page, ui
 
 void guest_memory_wake(struct guest_memory *memory, uint64_t page, uint64_t count)
 {
-	const struct map_piece *piece = guest_memory_piece(memory, page);
+	for (uint64_t end = page + count, next; page < end; page = next) {
+		const struct map_piece *piece = guest_memory_piece(memory, page);
+		uint64_t piece_end = piece ? piece->first_page + piece->length / piece->page_size : page + 1;
 
-	if (piece)
-		uffd_wake(memory->fd, piece_address(piece, page), count * piece->page_size);
+		next = piece_end < end ? piece_end : end;
+		if (piece)
+			uffd_wake(memory->fd, piece_address(piece, page), (next - page) * piece->page_size);
+	}
 }
 
 /* Zeros to copy where UFFDIO_ZEROPAGE does not work: mapped once, read only, never touched by us otherwise. */

@@ -84,11 +84,11 @@ struct supply {
  */
 enum wake { WAKE_NOW, WAKE_LATER };
 
-/* Puts COUNT pages, whose bytes stand at DATA, from page number PAGE on; they lie in one piece. The gate is held shared. */
+/* Puts COUNT pages, whose bytes stand at DATA, from page number PAGE on; they lie in one region. The gate is held shared. */
 struct supply guest_memory_supply(struct guest_memory *memory, uint64_t page, uint64_t count, const void *data,
 				  enum wake wake);
 void guest_memory_wake(struct guest_memory *memory, uint64_t page, uint64_t count);
-/* Makes COUNT pages from PAGE on zero; one, if it is huge. They lie in one piece. The gate is held shared. */
+/* Makes COUNT pages from PAGE on zero; one, if it is huge. They lie in one region. The gate is held shared. */
 struct supply guest_memory_zero(struct guest_memory *memory, uint64_t page, uint64_t count, enum wake wake);
 /* Makes touching the page a SIGBUS. SUPPLY_FAILED where the kernel can't (before Linux 6.6). The gate is held shared. */
 struct supply guest_memory_poison(struct guest_memory *memory, uint64_t page);

@@ -215,6 +215,37 @@ static void test_move(void **state)
 	run(*state, &scene, "slow", "slow", move_body);
 }
 
+/*
+ * Pages 100 to 129 come to stand where 50 to 79 were, before anything was touched: in the guest's eyes that is one mapping still, in the list one run.
+ */
+static void move_onto_body(struct client_self *self, void *data)
+{
+	struct vmm vmm;
+
+	start_vmm(&vmm, self, data);
+	struct vmm_region *region = &vmm.regions[0];
+	char *onto = region->address + 50 * PAGE;
+	void *p = mremap(region->address + 100 * PAGE, 30 * PAGE, 30 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, onto);
+
+	client_require(self, p == onto, "mremap: %s", strerror(errno));
+	struct vmm_region there = moved(region, region->address - 50 * PAGE);
+	client_say(self, 'c');
+	client_hear(self, 'p');
+	check_range(&vmm, &there, 100, 130);
+	check_range(&vmm, region, 0, 50);
+	check_range(&vmm, region, 80, 100);
+	check_range(&vmm, region, 130, PAGES);
+}
+
+static void test_move_onto_others(void **state)
+{
+	struct scene scene;
+
+	set_scene(*state, &scene, ALL_EVENTS);
+	run(*state, &scene, "base", "onto", move_onto_body);
+	run(*state, &scene, "slow", "slow-onto", move_onto_body);
+}
+
 /* Keeps moving a block while others read, remove and write the rest, and a prefetch goes over all of it. */
 static void *keep_moving(void *data)
 {
@@ -540,6 +571,7 @@ int main(void)
 		SERVED(test_unmap),
 		SERVED(test_unmap_everything),
 		SERVED(test_move),
+		SERVED(test_move_onto_others),
 		SERVED(test_moving_all_the_time),
 		SERVED(test_shrink),
 		SERVED(test_faults_outside_all_regions),
